@@ -1,0 +1,47 @@
+"""Phased LSTM and Phased GRU: recurrent layers with a rhythmic time gate, for PyTorch.
+
+Names are imported when first used, so that commands which need no tensors start at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import functional as functional
+    from .cells import PhasedGRUCell as PhasedGRUCell
+    from .cells import PhasedLSTMCell as PhasedLSTMCell
+    from .gate import Openness as Openness
+    from .gate import TimeGate as TimeGate
+    from .layers import PhasedGRU as PhasedGRU
+    from .layers import PhasedLSTM as PhasedLSTM
+    from .ops.registry import backends as backends
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Openness": ".gate",
+    "PhasedGRU": ".layers",
+    "PhasedGRUCell": ".cells",
+    "PhasedLSTM": ".layers",
+    "PhasedLSTMCell": ".cells",
+    "TimeGate": ".gate",
+    "backends": ".ops.registry",
+}
+
+__all__ = ["__version__", "functional", *_HOME]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "functional":
+        return importlib.import_module(".functional", __name__)
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME[name], __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

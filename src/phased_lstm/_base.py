@@ -1,0 +1,185 @@
+"""What layers and cells share: weights by name, time gates, and the checks of a step."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .functional import apply_gru, apply_lstm, autocasting
+from .gate import PERIOD_INIT_MAX, PERIOD_INIT_MIN, Oscillation, TimeGate, check_size
+from .ops.registry import check_backend_name
+
+PEEPHOLES = ("weight_ci", "weight_cf", "weight_co")
+GATE_DEFAULTS: dict[str, Any] = {
+    "leak": 0.0,
+    "ratio_on": 0.05,
+    "trainable_ratio_on": False,
+    "period_init_min": PERIOD_INIT_MIN,
+    "period_init_max": PERIOD_INIT_MAX,
+    "oscillation": "triangle",
+}
+
+
+class PhasedModule(nn.Module):
+    """What layers and cells share: sizes, weights by name, states, checks."""
+
+    _gate_count: int
+    _state_count: int
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool,
+        peephole: bool,
+        backend: str,
+        gate_options: dict[str, Any],
+    ) -> None:
+        super().__init__()
+        check_size("input_size", input_size)
+        check_size("hidden_size", hidden_size)
+        check_flag("bias", bias)
+        check_flag("peephole", peephole)
+        check_backend_name(backend)
+        self.input_size = input_size
+        self.hidden_size = hidden_size
+        self.bias = bias
+        self.peephole = peephole
+        self.backend = backend
+        self._gate_options = gate_options
+
+    def _add_weights(self, suffix: str, width: int, factory: dict[str, Any]) -> None:
+        rows = self._gate_count * self.hidden_size
+        shapes: dict[str, tuple[int, ...]] = {
+            "weight_ih": (rows, width),
+            "weight_hh": (rows, self.hidden_size),
+        }
+        if self.bias:
+            shapes |= {"bias_ih": (rows,), "bias_hh": (rows,)}
+        if self.peephole:
+            shapes |= dict.fromkeys(PEEPHOLES, (self.hidden_size,))
+        for name, shape in shapes.items():
+            self.register_parameter(name + suffix, nn.Parameter(torch.empty(shape, **factory)))
+        self.add_module("gate" + suffix, TimeGate(self.hidden_size, **self._gate_options, **factory))
+
+    def reset_parameters(self) -> None:
+        """Draw weights from U(-1/sqrt(H), 1/sqrt(H)) as torch.nn does, and gates anew."""
+        bound = 1.0 / math.sqrt(self.hidden_size)
+        for parameter in self.parameters(recurse=False):
+            nn.init.uniform_(parameter, -bound, bound)
+        for gate in self.gates:
+            gate.reset_parameters()
+
+    @property
+    def gates(self) -> list[TimeGate]:
+        """The time gates, in the order of layers and directions."""
+        return [module for module in self.children() if isinstance(module, TimeGate)]
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load a checkpoint; one of a plain torch.nn layer loads too, with a warning.
+
+        A checkpoint without any time gate leaves the gates as they are. With `strict=False` their
+        keys are listed among the missing ones, as torch does.
+        """
+        gate_names = {f"{name}." for name, module in self.named_children() if isinstance(module, TimeGate)}
+        gate_state = {key: value for key, value in self.state_dict().items() if key.startswith(tuple(gate_names))}
+        if strict and not gate_state.keys() & state_dict.keys():
+            warnings.warn(
+                f"the checkpoint is of a layer without time gates: {', '.join(gate_state)} keep their present values",
+                stacklevel=2,
+            )
+            state_dict = gate_state | dict(state_dict)
+        return super().load_state_dict(state_dict, strict, assign)
+
+    def _direction(
+        self, suffix: str, x: Tensor, times: Tensor, state: Sequence[Tensor], options: dict[str, Any]
+    ) -> tuple[Tensor | None, ...]:
+        """Run one layer and direction over (N, L, width); returns (output, *final state)."""
+        gate = getattr(self, "gate" + suffix)
+        weights = (getattr(self, "weight_ih" + suffix), getattr(self, "weight_hh" + suffix))
+        bias_ih = getattr(self, "bias_ih" + suffix) if self.bias else None
+        bias_hh = getattr(self, "bias_hh" + suffix) if self.bias else None
+        timing = (gate.period, gate.shift, gate.ratio_on)
+        options = options | {"leak": gate.active_leak, "oscillation": gate.oscillation, "backend": self.backend}
+        times = gate.relative(times)
+        if self._state_count == 1:
+            return apply_gru(x, times, state[0], *weights, bias_ih, bias_hh, *timing, **options)
+        bias = None if bias_ih is None or bias_hh is None else bias_ih + bias_hh
+        peephole = torch.stack([getattr(self, name + suffix) for name in PEEPHOLES]) if self.peephole else None
+        return apply_lstm(x, times, state[0], state[1], *weights, bias, *timing, peephole=peephole, **options)
+
+    def _check_input(self, input: Tensor, weight: Any) -> None:
+        if input.device != weight.device:
+            raise RuntimeError(
+                f"input is on {input.device} but the parameters are on {weight.device}: move one with .to(device)"
+            )
+        if input.dtype != weight.dtype and not (autocasting(input) and input.is_floating_point()):
+            raise ValueError(
+                f"RNN input dtype ({input.dtype}) does not match weight dtype ({weight.dtype}). "
+                f"Convert input: input.to({weight.dtype}), or convert model: model.to({input.dtype})"
+            )
+
+    def _check_states(self, hx: Any, names: Sequence[str]) -> tuple[Tensor, ...]:
+        """Return the states as a tuple, checked for type only."""
+        if self._state_count == 1:
+            if not isinstance(hx, Tensor):
+                raise TypeError(f"{self._name}: hx should be one tensor, the hidden state, got: {_type_name(hx)}")
+            return (hx,)
+        if not isinstance(hx, (tuple, list)) or len(hx) != 2 or not all(isinstance(s, Tensor) for s in hx):
+            raise TypeError(
+                f"{self._name}: hx should be a tuple of two tensors, ({', '.join(names)}), got: {_type_name(hx)}"
+            )
+        return tuple(hx)
+
+    def _check_state_kind(self, name: str, state: Tensor, input: Tensor) -> None:
+        if state.device != input.device:
+            raise RuntimeError(f"{name} is on {state.device} but the input is on {input.device}: move one with .to()")
+        if state.dtype != input.dtype and not (autocasting(input) and state.is_floating_point()):
+            raise ValueError(
+                f"{name} dtype ({state.dtype}) does not match input dtype ({input.dtype}). "
+                f"Convert it: hx.to({input.dtype})"
+            )
+
+    def _blank_states(self, input: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, ...]:
+        blank = torch.zeros(shape, dtype=input.dtype, device=input.device)
+        return (blank,) * self._state_count
+
+    @property
+    def _name(self) -> str:
+        return type(self).__name__
+
+    def _phased_repr(self) -> list[str]:
+        shown = [f"{name}={value!r}" for name, value in self._gate_options.items() if value != GATE_DEFAULTS[name]]
+        if self.peephole:
+            shown.insert(0, "peephole=True")
+        if self.backend != "auto":
+            shown.append(f"backend={self.backend!r}")
+        return shown
+
+
+def gate_options(
+    leak: float,
+    ratio_on: float,
+    trainable_ratio_on: bool,
+    period_init_min: float,
+    period_init_max: float,
+    oscillation: Oscillation,
+) -> dict[str, Any]:
+    given = (leak, ratio_on, trainable_ratio_on, period_init_min, period_init_max, oscillation)
+    return dict(zip(GATE_DEFAULTS, given, strict=True))
+
+
+def check_flag(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} should be of type bool, got: {type(value).__name__}")
+
+
+def _type_name(value: object) -> str:
+    if isinstance(value, (tuple, list)):
+        return f"{type(value).__name__} of {', '.join(type(item).__name__ for item in value) or 'nothing'}"
+    return type(value).__name__

@@ -1,0 +1,212 @@
+"""Single steps of Phased LSTM and Phased GRU, drop-ins for the cells of torch.nn."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._base import PhasedModule, gate_options
+from .functional import check_sequence
+from .gate import PERIOD_INIT_MAX, PERIOD_INIT_MIN, Oscillation, check_time_dtype
+
+
+class PhasedCell(PhasedModule):
+    """One step: shapes, states and times, common to both cells."""
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool,
+        peephole: bool,
+        backend: str,
+        gate_options: dict[str, Any],
+        factory: dict[str, Any],
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, peephole, backend, gate_options)
+        self._add_weights("", input_size, factory)
+        self.reset_parameters()
+
+    def _step(self, input: Tensor, hx: Any, times: Tensor | float | None) -> tuple[Tensor, ...]:
+        if not isinstance(input, Tensor):
+            raise TypeError(f"{self._name}: input should be a tensor, got: {type(input).__name__}")
+        if input.dim() not in (1, 2):
+            raise ValueError(f"{self._name}: Expected input to be 1D or 2D, got {input.dim()}D instead")
+        self._check_input(input, self.weight_ih)
+        if input.shape[-1] != self.input_size:
+            raise RuntimeError(f"input has inconsistent input_size: got {input.shape[-1]} expected {self.input_size}")
+        unbatched = input.dim() == 1
+        x = input.unsqueeze(0) if unbatched else input
+        states = self._cell_states(hx, x, unbatched)
+        stamps = self._cell_times(times, x, unbatched)
+        options = {"lengths": None, "reverse": False, "return_sequence": False}
+        _, *new = self._direction("", x.unsqueeze(1), stamps, states, options)
+        return tuple(state.squeeze(0) if unbatched else state for state in new if state is not None)
+
+    def _cell_states(self, hx: Any, x: Tensor, unbatched: bool) -> tuple[Tensor, ...]:
+        if hx is None:
+            return self._blank_states(x, (x.shape[0], self.hidden_size))
+        states = []
+        for index, given in enumerate(self._check_states(hx, ("h_0", "c_0"))):
+            name = "hidden" if self._state_count == 1 else f"hx[{index}]"
+            if given.dim() not in (1, 2):
+                raise ValueError(f"{self._name}: Expected {name} to be 1D or 2D, got {given.dim()}D instead")
+            if given.dim() != (1 if unbatched else 2):
+                kind = "unbatched 1-D" if unbatched else "batched 2-D"
+                raise RuntimeError(f"For {kind} input, {name} should be of the same rank, got {given.dim()}-D")
+            state = given.unsqueeze(0) if unbatched else given
+            if state.shape[0] != x.shape[0]:
+                raise RuntimeError(
+                    f"Input batch size {x.shape[0]} doesn't match hidden{index} batch size {state.shape[0]}"
+                )
+            if state.shape[1] != self.hidden_size:
+                raise RuntimeError(
+                    f"hidden{index} has inconsistent hidden_size: got {state.shape[1]}, expected {self.hidden_size}"
+                )
+            self._check_state_kind(name, state, x)
+            states.append(state)
+        return tuple(states)
+
+    def _cell_times(self, times: Tensor | float | None, x: Tensor, unbatched: bool) -> Tensor:
+        if times is None:
+            raise ValueError(
+                f"{self._name} needs times, the time stamp of this step: a cell keeps no count of its calls, "
+                f"and without a time its gate would stand still"
+            )
+        if isinstance(times, (int, float)) and not isinstance(times, bool):
+            dtype = torch.int64 if isinstance(times, int) else torch.float64
+            times = torch.tensor(times, dtype=dtype, device=x.device)
+        times = check_time_dtype(times)
+        batch = x.shape[0]
+        if times.shape not in ((), (1,) if unbatched else (batch,)):
+            wanted = "a single time" if unbatched else f"a single time or of shape ({batch},)"
+            raise ValueError(f"times of a cell's step should be {wanted}, got shape {tuple(times.shape)}")
+        stamps, _ = check_sequence(x.unsqueeze(1), times.reshape(1) if times.dim() == 0 else times.unsqueeze(1), None)
+        return stamps
+
+    def extra_repr(self) -> str:
+        parts = [str(self.input_size), str(self.hidden_size)] + ["bias=False"] * (not self.bias)
+        return ", ".join(parts + self._phased_repr())
+
+
+class PhasedLSTMCell(PhasedCell):
+    """One step of a Phased LSTM, with the weights' names of `torch.nn.LSTMCell` and a `gate`.
+
+    Args:
+        input_size: features of a step, H_in.
+        hidden_size: units H.
+        bias: whether there are bias weights.
+        device: of the parameters.
+        dtype: of the parameters.
+        peephole, leak, ratio_on, trainable_ratio_on, period_init_min, period_init_max, oscillation,
+            backend: as in `PhasedLSTM`.
+
+    Raises:
+        TypeError: an argument of the wrong type.
+        ValueError: a value out of range.
+    """
+
+    _gate_count = 4
+    _state_count = 2
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        peephole: bool = False,
+        leak: float = 0.0,
+        ratio_on: float = 0.05,
+        trainable_ratio_on: bool = False,
+        period_init_min: float = PERIOD_INIT_MIN,
+        period_init_max: float = PERIOD_INIT_MAX,
+        oscillation: Oscillation = "triangle",
+        backend: str = "auto",
+    ) -> None:
+        super().__init__(
+            input_size, hidden_size, bias, peephole, backend,
+            gate_options(leak, ratio_on, trainable_ratio_on, period_init_min, period_init_max, oscillation),
+            {"device": device, "dtype": dtype},
+        )  # fmt: skip
+
+    def forward(
+        self,
+        input: Tensor,
+        hx: tuple[Tensor, Tensor] | None = None,
+        times: Tensor | float | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Advance by one step.
+
+        Args:
+            input: (N, H_in) or (H_in,).
+            hx: (h, c), each (N, H) or (H,); default zeros.
+            times: the step's absolute time stamp: a number, a scalar tensor, or (N,). Required.
+
+        Returns:
+            The new (h, c).
+
+        Raises:
+            TypeError: a wrong type.
+            ValueError: no times, times that are not finite, a wrong rank or dtype.
+            RuntimeError: sizes or devices that do not fit, with torch.nn.LSTMCell's messages.
+        """
+        h, c = self._step(input, hx, times)
+        return h, c
+
+
+class PhasedGRUCell(PhasedCell):
+    """One step of a Phased GRU, with the weights' names of `torch.nn.GRUCell` and a `gate`.
+
+    Arguments as in `PhasedLSTMCell`, without `peephole`.
+
+    Raises:
+        TypeError: an argument of the wrong type.
+        ValueError: a value out of range.
+    """
+
+    _gate_count = 3
+    _state_count = 1
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        leak: float = 0.0,
+        ratio_on: float = 0.05,
+        trainable_ratio_on: bool = False,
+        period_init_min: float = PERIOD_INIT_MIN,
+        period_init_max: float = PERIOD_INIT_MAX,
+        oscillation: Oscillation = "triangle",
+        backend: str = "auto",
+    ) -> None:
+        super().__init__(
+            input_size, hidden_size, bias, False, backend,
+            gate_options(leak, ratio_on, trainable_ratio_on, period_init_min, period_init_max, oscillation),
+            {"device": device, "dtype": dtype},
+        )  # fmt: skip
+
+    def forward(self, input: Tensor, hx: Tensor | None = None, times: Tensor | float | None = None) -> Tensor:
+        """Advance by one step; as `PhasedLSTMCell.forward`, with one state tensor.
+
+        Args:
+            input: (N, H_in) or (H_in,).
+            hx: (N, H) or (H,); default zeros.
+            times: the step's absolute time stamp: a number, a scalar tensor, or (N,). Required.
+
+        Returns:
+            The new h.
+
+        Raises:
+            TypeError, ValueError, RuntimeError: as `PhasedLSTMCell.forward`.
+        """
+        (h,) = self._step(input, hx, times)
+        return h

@@ -1,0 +1,510 @@
+"""The rhythmic time gate: phase, openness, initialisation and diagnosis.
+
+Equations from Neil, Pfeiffer and Liu, "Phased LSTM: Accelerating Recurrent Network Training for
+Long or Event-based Sequences" (NIPS 2016), section 2. Everything about *when* a unit may change
+lives here; what it changes to lives in `phased_lstm.ops`.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor, nn
+
+Oscillation = Literal["triangle", "square", "cosine"]
+OSCILLATIONS: tuple[str, ...] = get_args(Oscillation)
+TIME_DTYPES = (torch.int32, torch.int64, torch.float32, torch.float64)
+
+# Periods of e^1 to e^6 time units are what the authors' code recommends for index time.
+PERIOD_INIT_MIN = math.exp(1.0)
+PERIOD_INIT_MAX = math.exp(6.0)
+
+# The bounds within which a raw parameter acts. They keep every derived value finite and positive
+# in float32 however far an optimiser throws the raw one.
+_LOG_PERIOD_BOUND = 60.0
+_OFFSET_BOUND = 1e6
+_RATIO_MIN = 1e-6
+_LOGIT_OF_ONE = 40.0
+_ORIGIN_BOUND = 1 << 62
+
+# Openness is summed in pieces of about this many (step, unit) pairs, to bound memory.
+_CHUNK_ELEMENTS = 1 << 21
+
+
+class Openness(NamedTuple):
+    """How much each unit of a gate is open over some time stamps.
+
+    Attributes:
+        fraction: (H,) float64, the share of time stamps at which the unit is open. Not differentiable.
+        mean: (H,) float64, the mean of the gate's k without leak, differentiable in the gate's
+            parameters.
+    """
+
+    fraction: Tensor
+    mean: Tensor
+
+
+def _wide_dtype(device: torch.device) -> torch.dtype:
+    # Apple's GPUs have no float64; everywhere else the phase is reduced in it.
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def phase(times: Tensor, period: Tensor, shift: Tensor) -> Tensor:
+    """Phase of every unit at every time stamp: ((t - s) mod tau) / tau.
+
+    The reduction is done in float64 with a floor modulo, so that the result is in [0, 1) for
+    negative times too, and neither a large time stamp nor its difference to a small shift is
+    rounded before it. Integers are used exactly, those beyond 2**53 included.
+
+    Args:
+        times: (...) time stamps, int32, int64, float32 or float64, in the unit of `period`.
+        period: (H,) tau > 0.
+        shift: (H,) s, any finite value.
+
+    Returns:
+        (..., H) float64 in [0, 1). Differentiable in `times` (if floating), `period` and `shift`.
+    """
+    wide = _wide_dtype(times.device)
+    period = period.to(wide)
+    coarse = times.to(wide)
+    into_cycle = torch.remainder(coarse.unsqueeze(-1), period) - torch.remainder(shift.to(wide), period)
+    if times.dtype == torch.int64:
+        # What the conversion to float64 rounded off, at most 512 and so exact itself.
+        residue = (times - coarse.to(torch.int64)).to(wide)
+        into_cycle = into_cycle + residue.unsqueeze(-1)
+    cycles = into_cycle / period
+    fraction = cycles - torch.floor(cycles)
+    # A negative value next to zero rounds up to a whole cycle.
+    return fraction - (fraction >= 1).to(wide)
+
+
+def time_gate(phase: Tensor, ratio_on: Tensor, *, leak: float = 0.0, oscillation: Oscillation = "triangle") -> Tensor:
+    """Openness k of the time gate at a given phase (equation 6 of the paper).
+
+    "triangle" rises from 0 to 1 on [0, r/2) and falls back on [r/2, r). "square" is 1 on [0, r).
+    "cosine" is the smooth (1 - cos(2 pi phi / r)) / 2 there. Elsewhere k = leak * phi.
+
+    Args:
+        phase: (..., H) in [0, 1).
+        ratio_on: (H,) r in (0, 1].
+        leak: alpha >= 0.
+        oscillation: "triangle", "square" or "cosine".
+
+    Returns:
+        (..., H) k in [0, 1], in the wider dtype of the two arguments.
+    """
+    progress = phase / ratio_on
+    if oscillation == "triangle":
+        opening = torch.where(phase < 0.5 * ratio_on, 2.0 * progress, 2.0 - 2.0 * progress)
+    elif oscillation == "cosine":
+        opening = 0.5 - 0.5 * torch.cos((2.0 * math.pi) * progress)
+    else:
+        opening = torch.ones_like(progress)
+    return torch.where(phase < ratio_on, opening, leak * phase)
+
+
+class TimeGate(nn.Module):
+    """The time gate of one layer and direction: a period, a shift and an open ratio for each unit.
+
+    At time t, unit j is at phase phi = ((t - origin - s_j) mod tau_j) / tau_j and its openness is
+    `time_gate(phi, r_j)`. The trainable tensors are unconstrained and without a unit
+    (`log_period`; `offset`, the shift in periods; `logit_ratio_on`), so no optimiser step makes a
+    period or ratio invalid, and training does not depend on whether time is in seconds or hours.
+    Read and set values through `period`, `shift`, `ratio_on` and `assign_`.
+
+    The parameters stay in float32 or wider when the module is cast to a 16-bit type: a period of
+    three significant digits would lose its phase within a few cycles. `origin` is an integer
+    subtracted from the times first (0 unless `fit_` or `assign_` sets it); with unix time stamps it
+    keeps the gradient in the period, which grows with |t - origin|, of a sane size.
+
+    To freeze a part: `gate.log_period.requires_grad_(False)`, and so on.
+
+    Args:
+        hidden_size: number of units H.
+        leak: alpha, the slope of k over the closed phase; acts in training mode only.
+        ratio_on: initial open ratio in [1e-6, 1].
+        trainable_ratio_on: whether the ratio is learned. Learned freely it drifts towards 1; put a
+            penalty on `openness(times).mean`.
+        period_init_min: lower end of the log-uniform draw of initial periods, in time units.
+        period_init_max: upper end of it.
+        oscillation: "triangle" (the paper), "square" or "cosine".
+        device: of the parameters.
+        dtype: of the parameters, float32 or float64; 16-bit types give float32.
+
+    Raises:
+        TypeError: an argument of the wrong type.
+        ValueError: a value out of range, named with its range.
+    """
+
+    origin: Tensor
+
+    def __init__(
+        self,
+        hidden_size: int,
+        *,
+        leak: float = 0.0,
+        ratio_on: float = 0.05,
+        trainable_ratio_on: bool = False,
+        period_init_min: float = PERIOD_INIT_MIN,
+        period_init_max: float = PERIOD_INIT_MAX,
+        oscillation: Oscillation = "triangle",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        check_size("hidden_size", hidden_size)
+        check_gate_options(leak, ratio_on, trainable_ratio_on, period_init_min, period_init_max, oscillation)
+        if oscillation == "square" and trainable_ratio_on:
+            warnings.warn(
+                "oscillation='square' has a zero derivative in ratio_on: trainable_ratio_on=True will "
+                "not change it; use 'triangle' or 'cosine' to learn the ratio",
+                stacklevel=2,
+            )
+        self.hidden_size = hidden_size
+        self.leak = float(leak)
+        self.trainable_ratio_on = trainable_ratio_on
+        self.oscillation = oscillation
+        self._init_ratio_on = float(ratio_on)
+        self._init_periods = (float(period_init_min), float(period_init_max))
+        dtype = dtype or torch.get_default_dtype()
+        if dtype in (torch.float16, torch.bfloat16):
+            dtype = torch.float32
+        self.log_period = nn.Parameter(torch.empty(hidden_size, device=device, dtype=dtype))
+        self.offset = nn.Parameter(torch.empty(hidden_size, device=device, dtype=dtype))
+        self.logit_ratio_on = nn.Parameter(
+            torch.empty(hidden_size, device=device, dtype=dtype), requires_grad=trainable_ratio_on
+        )
+        self.register_buffer("origin", torch.zeros((), device=device, dtype=torch.int64))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw periods log-uniformly and shifts uniformly over the period; origin 0."""
+        low, high = self._init_periods
+        with torch.no_grad():
+            self.origin.zero_()
+            self.log_period.uniform_(math.log(low), math.log(high))
+            self.offset.uniform_(0.0, 1.0)
+            self.logit_ratio_on.fill_(_logit(self._init_ratio_on))
+
+    @property
+    def period(self) -> Tensor:
+        """(H,) tau > 0, in time units; differentiable."""
+        return self.log_period.clamp(-_LOG_PERIOD_BOUND, _LOG_PERIOD_BOUND).exp()
+
+    @property
+    def shift(self) -> Tensor:
+        """(H,) s, in time units after `origin`; differentiable."""
+        return self.offset.clamp(-_OFFSET_BOUND, _OFFSET_BOUND) * self.period
+
+    @property
+    def ratio_on(self) -> Tensor:
+        """(H,) r in (0, 1]; differentiable."""
+        return self.logit_ratio_on.clamp(min=_logit(_RATIO_MIN)).sigmoid()
+
+    @property
+    def active_leak(self) -> float:
+        """The leak that acts now: `leak` in training mode, 0 in evaluation mode (as in the paper)."""
+        return self.leak if self.training else 0.0
+
+    def relative(self, times: Tensor) -> Tensor:
+        """Times after the gate's origin: exact for integers, in float64 for floating times."""
+        if times.is_floating_point():
+            wide = _wide_dtype(times.device)
+            return times.to(wide) - self.origin.to(wide)
+        return times.to(torch.int64) - self.origin
+
+    def phase(self, times: Tensor) -> Tensor:
+        """(..., H) phase in [0, 1) at `times` (...)."""
+        return phase(self.relative(times), self.period, self.shift)
+
+    def forward(self, times: Tensor) -> Tensor:
+        """Openness k at `times`.
+
+        Args:
+            times: (...) absolute time stamps, any of int32, int64, float32, float64; finite.
+
+        Returns:
+            (..., H) k in [0, 1], in the dtype of the gate's parameters, leak included in training mode.
+        """
+        times = _checked_times(times)
+        k = time_gate(self.phase(times), self.ratio_on, leak=self.active_leak, oscillation=self.oscillation)
+        return k.to(self.log_period.dtype)
+
+    @torch.no_grad()
+    def assign_(
+        self,
+        *,
+        period: Tensor | float | None = None,
+        shift: Tensor | float | None = None,
+        ratio_on: Tensor | float | None = None,
+        origin: int | None = None,
+    ) -> TimeGate:
+        """Set values by hand; what is not named keeps its value (a shift keeps its time units).
+
+        Args:
+            period: scalar or (H,), positive and finite, in time units.
+            shift: scalar or (H,), finite, in time units after the origin.
+            ratio_on: scalar or (H,), in [1e-6, 1].
+            origin: integer time from which times and shifts count.
+
+        Returns:
+            The gate itself.
+
+        Raises:
+            ValueError: a wrong shape, or values out of range; the gate is then unchanged.
+        """
+        smallest, largest = math.exp(-_LOG_PERIOD_BOUND), math.exp(_LOG_PERIOD_BOUND)
+        new_period = self.period.double()
+        if period is not None:
+            new_period = self._per_unit("period", period)
+            _check_units(
+                "period", new_period, (new_period >= smallest) & (new_period <= largest),
+                f"positive and finite (from {smallest:.0e} to {largest:.0e})",
+            )  # fmt: skip
+        new_offset = self.shift.double() / new_period
+        if shift is not None:
+            new_shift = self._per_unit("shift", shift)
+            new_offset = new_shift / new_period
+            _check_units(
+                "shift", new_shift, new_offset.abs() <= _OFFSET_BOUND,
+                f"finite and within {_OFFSET_BOUND:.0e} periods of the origin",
+            )  # fmt: skip
+        if ratio_on is not None:
+            new_ratio = self._per_unit("ratio_on", ratio_on)
+            _check_units(
+                "ratio_on", new_ratio, (new_ratio >= _RATIO_MIN) & (new_ratio <= 1),
+                f"in [{_RATIO_MIN:g}, 1]",
+            )  # fmt: skip
+        if origin is not None and (not isinstance(origin, int) or isinstance(origin, bool)):
+            raise TypeError(f"origin should be of type int, got: {type(origin).__name__}")
+        if period is not None:
+            self.log_period.copy_(new_period.log())
+        if period is not None or shift is not None:
+            self.offset.copy_(new_offset)
+        if ratio_on is not None:
+            self.logit_ratio_on.copy_(torch.logit(new_ratio).clamp(max=_LOGIT_OF_ONE))
+        if origin is not None:
+            self.origin.fill_(origin)
+        return self
+
+    def _per_unit(self, name: str, value: Tensor | float) -> Tensor:
+        tensor = torch.as_tensor(value, dtype=torch.float64, device=self.log_period.device).detach()
+        if tensor.shape not in ((), (self.hidden_size,)):
+            raise ValueError(
+                f"{name} should be a scalar or of shape ({self.hidden_size},), one value for each unit, "
+                f"got shape {tuple(tensor.shape)}"
+            )
+        return tensor.expand(self.hidden_size)
+
+    def openness(self, times: Tensor, lengths: Tensor | None = None) -> Openness:
+        """How much each unit is open over the given times, without leak.
+
+        Args:
+            times: (L,) or (N, L) absolute time stamps.
+            lengths: (N,) integer number of valid steps of each row, with times (N, L).
+
+        Returns:
+            `Openness(fraction, mean)`, each (H,). `mean` is differentiable, to penalise openness
+            when the ratio is trained: `loss + weight * gate.openness(times).mean.mean()`. A unit that
+            never opens has fraction 0.
+
+        Raises:
+            ValueError: times of another shape, not finite, or none at all; lengths out of range.
+        """
+        times = _checked_times(times)
+        stamps = times.flatten() if lengths is None else torch.cat(list(_valid_rows(times, lengths)))
+        if stamps.numel() == 0:
+            raise ValueError("openness needs at least one time stamp, got none")
+        period, shift, ratio_on = self.period, self.shift, self.ratio_on
+        opened = torch.zeros(self.hidden_size, dtype=torch.int64, device=stamps.device)
+        total = torch.zeros(self.hidden_size, dtype=_wide_dtype(stamps.device), device=stamps.device)
+        for part in self.relative(stamps).split(max(1, _CHUNK_ELEMENTS // self.hidden_size)):
+            phi = phase(part, period, shift)
+            opened = opened + (phi < ratio_on).sum(0)
+            total = total + time_gate(phi, ratio_on, oscillation=self.oscillation).sum(0)
+        return Openness(opened.to(total.dtype) / stamps.numel(), total / stamps.numel())
+
+    @torch.no_grad()
+    def fit_(
+        self, times: Tensor, lengths: Tensor | None = None, *, generator: torch.Generator | None = None
+    ) -> TimeGate:
+        """Draw periods and shifts that suit the time scale of data.
+
+        Periods are log-uniform from four median intervals up to the median duration of a sequence,
+        shifts cover all phases, both evenly over the units; the origin becomes the earliest time.
+        Units that happen to open at none of the times are drawn again a few times.
+
+        Args:
+            times: (L,) or (N, L) absolute time stamps, a typical sample of the data.
+            lengths: (N,) integer number of valid steps of each row, with times (N, L).
+            generator: source of randomness; default torch's global one.
+
+        Returns:
+            The gate itself.
+
+        Raises:
+            ValueError: times of the wrong shape or dtype, not finite, or without any two different
+                time stamps in one sequence, so that there is no time scale to fit.
+
+        Warns:
+            UserWarning: names the units that never open at these times.
+        """
+        rows = [row.sort().values for row in _valid_rows(_checked_times(times), lengths)]
+        intervals = [gaps[gaps > 0] for gaps in (row.diff() for row in rows)]
+        rows = [row for row, gaps in zip(rows, intervals, strict=True) if gaps.numel()]
+        if not rows:
+            raise ValueError(
+                "fit_ needs a sequence with at least two different time stamps, and these have none: "
+                "pass the times of whole sequences, or set the gate with assign_(period=, shift=)"
+            )
+        span = torch.stack([row[-1] - row[0] for row in rows]).double().median().item()
+        interval = torch.cat(intervals).double().median().item()
+        earliest = min(row[0].item() for row in rows)
+        stamps = torch.cat(rows)
+        low, high = math.log(min(4.0 * interval, span / 2.0)), math.log(span)
+
+        count = self.hidden_size
+        log_period = low + (high - low) * _stratified(count, generator)
+        offset = _stratified(count, generator)
+        self.origin.fill_(min(max(math.floor(earliest), -_ORIGIN_BOUND), _ORIGIN_BOUND))
+        self.log_period.copy_(log_period)
+        self.offset.copy_(offset)
+        closed = self._closed_units(stamps)
+        for _ in range(8):
+            if not closed:
+                break
+            units = torch.tensor(closed, device=self.offset.device)
+            fresh = torch.rand((2, len(closed)), generator=generator, dtype=torch.float64)
+            self.log_period[units] = (low + (high - low) * fresh[0]).to(self.log_period)
+            self.offset[units] = fresh[1].to(self.offset)
+            closed = self._closed_units(stamps)
+        if closed:
+            named = ", ".join(map(str, closed[:20])) + (", ..." if len(closed) > 20 else "")
+            warnings.warn(
+                f"{len(closed)} of {count} units never open at the given times (units {named}): they "
+                f"will keep their initial state. Raise ratio_on, give more time stamps, or set "
+                f"assign_(period=, shift=) by hand",
+                stacklevel=2,
+            )
+        return self
+
+    def _closed_units(self, stamps: Tensor) -> list[int]:
+        return (self.openness(stamps).fraction == 0).nonzero().flatten().tolist()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TimeGate:
+        def keep_wide(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            narrowed = tensor.is_floating_point() and moved.dtype in (torch.float16, torch.bfloat16)
+            return tensor.to(moved.device) if narrowed else moved
+
+        return super()._apply(keep_wide, recurse)
+
+    def extra_repr(self) -> str:
+        parts = [str(self.hidden_size)]
+        if self.leak:
+            parts.append(f"leak={self.leak:g}")
+        if self.trainable_ratio_on:
+            parts.append("trainable_ratio_on=True")
+        if self.oscillation != "triangle":
+            parts.append(f"oscillation={self.oscillation!r}")
+        return ", ".join(parts)
+
+
+def check_size(name: str, value: object) -> None:
+    """Raise unless `value` is a positive int, with torch.nn.LSTM's messages."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} should be of type int, got: {type(value).__name__}")
+    if value <= 0:
+        raise ValueError(f"{name} must be greater than zero, got {value}")
+
+
+def check_gate_options(
+    leak: float,
+    ratio_on: float,
+    trainable_ratio_on: bool,
+    period_init_min: float,
+    period_init_max: float,
+    oscillation: str,
+) -> None:
+    """Raise a TypeError or ValueError that names the first gate option out of range."""
+    numbers = {
+        "leak": leak, "ratio_on": ratio_on,
+        "period_init_min": period_init_min, "period_init_max": period_init_max,
+    }  # fmt: skip
+    for name, value in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise TypeError(f"{name} should be a number, got: {type(value).__name__}")
+    if not isinstance(trainable_ratio_on, bool):
+        raise TypeError(f"trainable_ratio_on should be of type bool, got: {type(trainable_ratio_on).__name__}")
+    if not (0.0 <= leak <= 1.0):
+        raise ValueError(f"leak should be in [0, 1], got {leak}")
+    if not (_RATIO_MIN <= ratio_on <= 1.0):
+        raise ValueError(
+            f"ratio_on should be in [{_RATIO_MIN:g}, 1], the share of a period that is open, got {ratio_on}"
+        )
+    if not (0.0 < period_init_min <= period_init_max < math.inf):
+        raise ValueError(
+            f"period_init_min and period_init_max should be positive, finite and in this order, "
+            f"got {period_init_min} and {period_init_max}"
+        )
+    if oscillation not in OSCILLATIONS:
+        raise ValueError(f"oscillation should be one of {', '.join(OSCILLATIONS)}, got {oscillation!r}")
+
+
+def check_time_dtype(times: object) -> Tensor:
+    """Return `times` if it is a tensor of an allowed dtype, else raise."""
+    if not isinstance(times, Tensor):
+        raise TypeError(f"times should be a tensor, got: {type(times).__name__}")
+    if times.dtype not in TIME_DTYPES:
+        raise ValueError(
+            f"times should be int32, int64, float32 or float64, got {times.dtype}: narrower types "
+            f"cannot tell time stamps apart; convert with times.to(torch.float64)"
+        )
+    return times
+
+
+def _checked_times(times: Tensor) -> Tensor:
+    times = check_time_dtype(times)
+    if times.is_floating_point() and not times.is_meta and not bool(torch.isfinite(times).all()):
+        raise ValueError("times should be finite, got NaN or inf; drop or repair those time stamps")
+    return times
+
+
+def _valid_rows(times: Tensor, lengths: Tensor | None) -> Iterator[Tensor]:
+    """Yield the valid time stamps of each sequence."""
+    if times.dim() not in (1, 2):
+        raise ValueError(
+            f"times should be of shape (L,), shared, or (N, L), a row for each sequence, got {tuple(times.shape)}"
+        )
+    if lengths is None:
+        yield from times.unsqueeze(0) if times.dim() == 1 else times
+        return
+    if times.dim() == 1 or len(lengths) != len(times):
+        raise ValueError(
+            f"lengths should hold one length for each row of times (N, L), got {len(lengths)} lengths "
+            f"for times of shape {tuple(times.shape)}"
+        )
+    for row, length in zip(times, lengths, strict=True):
+        if not 0 <= int(length) <= len(row):
+            raise ValueError(f"lengths should be from 0 to {len(row)}, the number of steps, got {int(length)}")
+        yield row[: int(length)]
+
+
+def _check_units(name: str, values: Tensor, valid: Tensor, wanted: str) -> None:
+    if not bool(valid.all()):
+        unit = int((~valid).nonzero()[0])
+        raise ValueError(f"{name} should be {wanted}, got {values[unit].item()} for unit {unit}")
+
+
+def _logit(ratio: float) -> float:
+    return _LOGIT_OF_ONE if ratio >= 1.0 else math.log(ratio / (1.0 - ratio))
+
+
+def _stratified(count: int, generator: torch.Generator | None) -> Tensor:
+    """One uniform draw from each of `count` equal parts of [0, 1), in random order."""
+    order = torch.randperm(count, generator=generator).double()
+    return (order + torch.rand(count, generator=generator, dtype=torch.float64)) / count

@@ -1,0 +1,100 @@
+"""Which implementations of the recurrences there are, and which one serves a call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from . import reference
+
+
+class BackendStatus(NamedTuple):
+    """Whether a backend can be used here, and why not."""
+
+    available: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One implementation of the recurrences.
+
+    Attributes:
+        name: what `backend=` takes.
+        lstm: signature of `phased_lstm.ops.reference.phased_lstm`.
+        gru: signature of `phased_lstm.ops.reference.phased_gru`.
+        missing: returns why the backend cannot be used on this machine, or "".
+        refuses: given a call's input tensor and leak, returns why it cannot serve it, or "".
+    """
+
+    name: str
+    lstm: Callable[..., Any]
+    gru: Callable[..., Any]
+    missing: Callable[[], str]
+    refuses: Callable[[Tensor, float], str]
+
+
+def _never(*_: object) -> str:
+    return ""
+
+
+REFERENCE = Backend("reference", reference.phased_lstm, reference.phased_gru, _never, _never)
+
+# Fastest first: "auto" takes the first that serves the call.
+_BACKENDS: dict[str, Backend] = {"reference": REFERENCE}
+
+# Names that the interface promises and this version does not carry.
+_ABSENT = {
+    "native": "this version of phased-lstm carries no compiled CPU kernels",
+    "triton": "this version of phased-lstm carries no GPU kernels",
+}
+
+
+def backends() -> dict[str, BackendStatus]:
+    """Report every backend, with the reason where one cannot be used.
+
+    Returns:
+        A dictionary from name to `BackendStatus(available, reason)`.
+    """
+    present = {name: BackendStatus(not backend.missing(), backend.missing()) for name, backend in _BACKENDS.items()}
+    return present | {name: BackendStatus(False, reason) for name, reason in _ABSENT.items()}
+
+
+def check_backend_name(name: object) -> None:
+    """Raise ValueError unless `name` is "auto" or a known backend, ImportError if it is missing."""
+    if name == "auto":
+        return
+    status = backends()
+    if not isinstance(name, str) or name not in status:
+        raise ValueError(f"backend should be one of auto, {', '.join(status)}, got {name!r}")
+    if not status[name].available:
+        raise ImportError(
+            f"backend {name!r} is not available: {status[name].reason}; use backend='auto' or 'reference'"
+        )
+
+
+def select(name: str, input: Tensor, leak: float) -> Backend:
+    """Return the backend for a call.
+
+    Args:
+        name: "auto" for the fastest that serves the call, or a backend's name.
+        input: (N, L, H_in) the call's input, for its device and dtype.
+        leak: the leak that acts in this call.
+
+    Raises:
+        ValueError: no backend of that name, or the named one cannot serve the call.
+        ImportError: the named backend is missing on this machine.
+    """
+    if name == "auto":
+        return next(
+            backend for backend in _BACKENDS.values() if not backend.missing() and not backend.refuses(input, leak)
+        )
+    check_backend_name(name)
+    backend = _BACKENDS[name]
+    reason = backend.refuses(input, leak)
+    if reason:
+        raise ValueError(f"backend {name!r} cannot serve this call: {reason}; use backend='auto'")
+    return backend
