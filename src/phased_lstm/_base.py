@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ._checks import Oscillation, check_flag, check_size
 from .functional import apply_gru, apply_lstm, autocasting
-from .gate import PERIOD_INIT_MAX, PERIOD_INIT_MIN, Oscillation, TimeGate, check_size
+from .gate import PERIOD_INIT_MAX, PERIOD_INIT_MIN, TimeGate
 from .ops.registry import check_backend_name
 
 PEEPHOLES = ("weight_ci", "weight_cf", "weight_co")
@@ -97,21 +98,43 @@ class PhasedModule(nn.Module):
         return super().load_state_dict(state_dict, strict, assign)
 
     def _direction(
-        self, suffix: str, x: Tensor, times: Tensor, state: Sequence[Tensor], options: dict[str, Any]
+        self,
+        suffix: str,
+        x: Tensor,
+        times: Tensor,
+        state: Sequence[Tensor],
+        options: dict[str, Any],
     ) -> tuple[Tensor | None, ...]:
         """Run one layer and direction over (N, L, width); returns (output, *final state)."""
         gate = getattr(self, "gate" + suffix)
-        weights = (getattr(self, "weight_ih" + suffix), getattr(self, "weight_hh" + suffix))
+        weights = (
+            getattr(self, "weight_ih" + suffix),
+            getattr(self, "weight_hh" + suffix),
+        )
         bias_ih = getattr(self, "bias_ih" + suffix) if self.bias else None
         bias_hh = getattr(self, "bias_hh" + suffix) if self.bias else None
         timing = (gate.period, gate.shift, gate.ratio_on)
-        options = options | {"leak": gate.active_leak, "oscillation": gate.oscillation, "backend": self.backend}
+        options = options | {
+            "leak": gate.active_leak,
+            "oscillation": gate.oscillation,
+            "backend": self.backend,
+        }
         times = gate.relative(times)
         if self._state_count == 1:
             return apply_gru(x, times, state[0], *weights, bias_ih, bias_hh, *timing, **options)
         bias = None if bias_ih is None or bias_hh is None else bias_ih + bias_hh
         peephole = torch.stack([getattr(self, name + suffix) for name in PEEPHOLES]) if self.peephole else None
-        return apply_lstm(x, times, state[0], state[1], *weights, bias, *timing, peephole=peephole, **options)
+        return apply_lstm(
+            x,
+            times,
+            state[0],
+            state[1],
+            *weights,
+            bias,
+            *timing,
+            peephole=peephole,
+            **options,
+        )
 
     def _check_input(self, input: Tensor, weight: Any) -> None:
         if input.device != weight.device:
@@ -170,13 +193,15 @@ def gate_options(
     period_init_max: float,
     oscillation: Oscillation,
 ) -> dict[str, Any]:
-    given = (leak, ratio_on, trainable_ratio_on, period_init_min, period_init_max, oscillation)
+    given = (
+        leak,
+        ratio_on,
+        trainable_ratio_on,
+        period_init_min,
+        period_init_max,
+        oscillation,
+    )
     return dict(zip(GATE_DEFAULTS, given, strict=True))
-
-
-def check_flag(name: str, value: object) -> None:
-    if not isinstance(value, bool):
-        raise TypeError(f"{name} should be of type bool, got: {type(value).__name__}")
 
 
 def _type_name(value: object) -> str:

@@ -32,7 +32,13 @@ class PaddedBatch:
     restore: Callable[[Tensor], Any]
 
 
-def to_padded(owner: str, input: Sequences, times: Sequences | None, lengths: Any, batch_first: bool) -> PaddedBatch:
+def to_padded(
+    owner: str,
+    input: Sequences,
+    times: Sequences | None,
+    lengths: Any,
+    batch_first: bool,
+) -> PaddedBatch:
     """Bring dense, unbatched, packed or jagged sequences into the padded form.
 
     Args:
@@ -69,7 +75,11 @@ def to_padded(owner: str, input: Sequences, times: Sequences | None, lengths: An
         return PaddedBatch(input, times, lengths, False, lambda output: output)
     values = input.transpose(0, 1)
     return PaddedBatch(
-        values, _batch_major(times, values, batch_first), lengths, False, lambda output: output.transpose(0, 1)
+        values,
+        _batch_major(times, values, batch_first),
+        lengths,
+        False,
+        lambda output: output.transpose(0, 1),
     )
 
 
@@ -104,7 +114,11 @@ def _from_ragged(index: _RaggedIndex, flat: Tensor, times: Any, lengths: Any, ba
     else:
         times = _batch_major(times, values, batch_first)
     return PaddedBatch(
-        values, times, index.lengths, False, lambda output: index.wrap(output[index.rows, index.columns])
+        values,
+        times,
+        index.lengths,
+        False,
+        lambda output: index.wrap(output[index.rows, index.columns]),
     )
 
 

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from ._base import PhasedModule, gate_options
+from ._checks import Oscillation, check_time_dtype
 from .functional import check_sequence
-from .gate import PERIOD_INIT_MAX, PERIOD_INIT_MIN, Oscillation, check_time_dtype
+from .gate import PERIOD_INIT_MAX, PERIOD_INIT_MIN
 
 
 class PhasedCell(PhasedModule):
@@ -83,7 +84,11 @@ class PhasedCell(PhasedModule):
         if times.shape not in ((), (1,) if unbatched else (batch,)):
             wanted = "a single time" if unbatched else f"a single time or of shape ({batch},)"
             raise ValueError(f"times of a cell's step should be {wanted}, got shape {tuple(times.shape)}")
-        stamps, _ = check_sequence(x.unsqueeze(1), times.reshape(1) if times.dim() == 0 else times.unsqueeze(1), None)
+        stamps, _ = check_sequence(
+            x.unsqueeze(1),
+            times.reshape(1) if times.dim() == 0 else times.unsqueeze(1),
+            None,
+        )
         return stamps
 
     def extra_repr(self) -> str:
@@ -194,7 +199,12 @@ class PhasedGRUCell(PhasedCell):
             {"device": device, "dtype": dtype},
         )  # fmt: skip
 
-    def forward(self, input: Tensor, hx: Tensor | None = None, times: Tensor | float | None = None) -> Tensor:
+    def forward(
+        self,
+        input: Tensor,
+        hx: Tensor | None = None,
+        times: Tensor | float | None = None,
+    ) -> Tensor:
         """Advance by one step; as `PhasedLSTMCell.forward`, with one state tensor.
 
         Args:

@@ -15,9 +15,8 @@ from typing import Any, NamedTuple, overload
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 
-from .gate import OSCILLATIONS, Oscillation, check_time_dtype
+from ._checks import OSCILLATIONS, Oscillation, check_flag, check_lengths, check_time_dtype, check_time_values, require
 from .ops import registry
 
 NARROW_DTYPES = (torch.float16, torch.bfloat16)
@@ -81,7 +80,13 @@ def phased_lstm(
         ImportError: the named backend is missing on this machine.
     """
     hidden = _check_layer(
-        4, input, {"h0": h0, "c0": c0}, weight_ih, weight_hh, {"bias": bias}, (period, shift, ratio_on)
+        4,
+        input,
+        {"h0": h0, "c0": c0},
+        weight_ih,
+        weight_hh,
+        {"bias": bias},
+        (period, shift, ratio_on),
     )
     if peephole is not None:
         _check_tensor("peephole", peephole, (3, hidden), input)
@@ -278,35 +283,12 @@ def check_sequence(
             f"times should be of shape ({steps},), shared by all sequences, or ({batch}, {steps}), one row "
             f"for each, to go with {batch} sequences of {steps} steps; got {tuple(times.shape)}"
         )
-    checked_lengths = None if lengths is None else _check_lengths(lengths, input)
+    checked_lengths = None if lengths is None else check_lengths(lengths, batch, steps, input.device)
     if checked_lengths is not None and times.dim() == 2:
         valid = torch.arange(steps, device=input.device) < checked_lengths.unsqueeze(1)
         times = torch.where(valid, times, torch.zeros_like(times))
-    if times.is_floating_point():
-        _require(
-            torch.isfinite(times).all(),
-            "times should be finite, got NaN or inf; drop or repair those steps, or leave them out with lengths=",
-        )
+    check_time_values(times)
     return times, checked_lengths
-
-
-def _check_lengths(lengths: Tensor | Sequence[int], input: Tensor) -> Tensor:
-    batch, steps = input.shape[:2]
-    if not isinstance(lengths, Tensor):
-        if any(isinstance(length, bool) or not isinstance(length, int) for length in lengths):
-            raise TypeError(f"lengths should be a tensor or a sequence of int, got: {lengths!r}")
-        lengths = torch.tensor(list(lengths), dtype=torch.int64, device=input.device)
-    if lengths.dtype not in (torch.int32, torch.int64):
-        raise ValueError(f"lengths should be int32 or int64, got {lengths.dtype}")
-    if lengths.shape != (batch,):
-        raise ValueError(f"lengths should be of shape ({batch},), one for each sequence, got {tuple(lengths.shape)}")
-    lengths = lengths.to(device=input.device, dtype=torch.int64)
-    _require(
-        ((lengths >= 0) & (lengths <= steps)).all(),
-        f"lengths should be from 0 to {steps}, the number of steps",
-        lengths,
-    )
-    return lengths
 
 
 def _check_layer(
@@ -344,9 +326,17 @@ def _check_layer(
         _check_device(name, values, input)
         if not values.is_floating_point():
             raise ValueError(f"{name} should be of a floating dtype, got {values.dtype}")
-    _require(((period > 0) & torch.isfinite(period)).all(), "period should be positive and finite", period)
-    _require(torch.isfinite(shift).all(), "shift should be finite", shift)
-    _require(((ratio_on > 0) & (ratio_on <= 1)).all(), "ratio_on should be in (0, 1]", ratio_on)
+    require(
+        ((period > 0) & torch.isfinite(period)).all(),
+        "period should be positive and finite",
+        period,
+    )
+    require(torch.isfinite(shift).all(), "shift should be finite", shift)
+    require(
+        ((ratio_on > 0) & (ratio_on <= 1)).all(),
+        "ratio_on should be in (0, 1]",
+        ratio_on,
+    )
     return hidden
 
 
@@ -376,25 +366,5 @@ def _check_options(leak: object, oscillation: object, reverse: object, return_se
         raise ValueError(f"leak should be in [0, 1], got {leak}")
     if oscillation not in OSCILLATIONS:
         raise ValueError(f"oscillation should be one of {', '.join(OSCILLATIONS)}, got {oscillation!r}")
-    for name, flag in (("reverse", reverse), ("return_sequence", return_sequence)):
-        if not isinstance(flag, bool):
-            raise TypeError(f"{name} should be of type bool, got: {type(flag).__name__}")
-
-
-def _require(condition: Tensor, wanted: str, values: Tensor | None = None) -> None:
-    """Raise ValueError unless a boolean scalar is true, wherever its value can be known."""
-    if torch.compiler.is_compiling():
-        torch._assert_async(condition, wanted)
-        return
-    condition = _innermost(condition)
-    if condition.is_meta or isinstance(condition, FakeTensor) or bool(condition.all()):
-        return
-    got = "" if values is None else f", got {_innermost(values).tolist()}"
-    raise ValueError(wanted + got)
-
-
-def _innermost(tensor: Tensor) -> Tensor:
-    # Under vmap and the other function transforms a tensor's values are behind wrappers.
-    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
-        tensor = torch._C._functorch.get_unwrapped(tensor)
-    return tensor
+    check_flag("reverse", reverse)
+    check_flag("return_sequence", return_sequence)

@@ -9,27 +9,45 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
-from typing import Literal, NamedTuple, get_args
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-Oscillation = Literal["triangle", "square", "cosine"]
-OSCILLATIONS: tuple[str, ...] = get_args(Oscillation)
-TIME_DTYPES = (torch.int32, torch.int64, torch.float32, torch.float64)
+from ._checks import (
+    LARGEST_INTEGER_TIME,
+    RATIO_MIN,
+    Oscillation,
+    check_gate_options,
+    check_size,
+    check_time_dtype,
+    check_time_values,
+    check_units,
+    valid_rows,
+)
 
 # Periods of e^1 to e^6 time units are what the authors' code recommends for index time.
 PERIOD_INIT_MIN = math.exp(1.0)
 PERIOD_INIT_MAX = math.exp(6.0)
 
-# The bounds within which a raw parameter acts. They keep every derived value finite and positive
-# in float32 however far an optimiser throws the raw one.
-_LOG_PERIOD_BOUND = 60.0
-_OFFSET_BOUND = 1e6
-_RATIO_MIN = 1e-6
-_LOGIT_OF_ONE = 40.0
-_ORIGIN_BOUND = 1 << 62
+# How far one unit of a raw parameter moves the log of the period, the shift (in periods) and the
+# logit of the ratio. A step of Adam moves a raw parameter by about the learning rate, and the gate's
+# openings late in a sequence by that times the number of cycles before: the small steps keep a period
+# trainable over hundreds of cycles at a learning rate that suits the weights. The ratio moves about as
+# fast as if it were itself the parameter.
+_PERIOD_STEP = 0.01
+_SHIFT_STEP = 0.01
+_RATIO_STEP = 20.0
+
+# The bounds within which raw parameters act and initial values lie. They keep every derived value
+# finite and positive in float32 however far an optimiser throws the raw one.
+_LOG_PERIOD_RANGE = 20.0
+_SHIFT_RANGE = 1e3
+_LOGIT_RATIO_RANGE = 30.0
+_LARGEST_TIME = 1e26
+# float32 rounds the smallest ratio to just below it.
+_RATIO_MIN_ROUNDED = RATIO_MIN * (1.0 - 1e-6)
 
 # Openness is summed in pieces of about this many (step, unit) pairs, to bound memory.
 _CHUNK_ELEMENTS = 1 << 21
@@ -51,6 +69,10 @@ class Openness(NamedTuple):
 def _wide_dtype(device: torch.device) -> torch.dtype:
     # Apple's GPUs have no float64; everywhere else the phase is reduced in it.
     return torch.float32 if device.type == "mps" else torch.float64
+
+
+def _wide(times: Tensor) -> Tensor:
+    return times.to(_wide_dtype(times.device) if times.is_floating_point() else torch.int64)
 
 
 def phase(times: Tensor, period: Tensor, shift: Tensor) -> Tensor:
@@ -75,14 +97,20 @@ def phase(times: Tensor, period: Tensor, shift: Tensor) -> Tensor:
     if times.dtype == torch.int64:
         # What the conversion to float64 rounded off, at most 512 and so exact itself.
         residue = (times - coarse.to(torch.int64)).to(wide)
-        into_cycle = into_cycle + residue.unsqueeze(-1)
+        into_cycle = into_cycle + torch.remainder(residue.unsqueeze(-1), period)
     cycles = into_cycle / period
     fraction = cycles - torch.floor(cycles)
     # A negative value next to zero rounds up to a whole cycle.
     return fraction - (fraction >= 1).to(wide)
 
 
-def time_gate(phase: Tensor, ratio_on: Tensor, *, leak: float = 0.0, oscillation: Oscillation = "triangle") -> Tensor:
+def time_gate(
+    phase: Tensor,
+    ratio_on: Tensor,
+    *,
+    leak: float = 0.0,
+    oscillation: Oscillation = "triangle",
+) -> Tensor:
     """Openness k of the time gate at a given phase (equation 6 of the paper).
 
     "triangle" rises from 0 to 1 on [0, r/2) and falls back on [r/2, r). "square" is 1 on [0, r).
@@ -103,7 +131,8 @@ def time_gate(phase: Tensor, ratio_on: Tensor, *, leak: float = 0.0, oscillation
     elif oscillation == "cosine":
         opening = 0.5 - 0.5 * torch.cos((2.0 * math.pi) * progress)
     else:
-        opening = torch.ones_like(progress)
+        # A constant that keeps the ratio in the graph: its gradient is zero, not None.
+        opening = 1.0 + 0.0 * progress
     return torch.where(phase < ratio_on, opening, leak * phase)
 
 
@@ -111,17 +140,18 @@ class TimeGate(nn.Module):
     """The time gate of one layer and direction: a period, a shift and an open ratio for each unit.
 
     At time t, unit j is at phase phi = ((t - origin - s_j) mod tau_j) / tau_j and its openness is
-    `time_gate(phi, r_j)`. The trainable tensors are unconstrained and without a unit
-    (`log_period`; `offset`, the shift in periods; `logit_ratio_on`), so no optimiser step makes a
-    period or ratio invalid, and training does not depend on whether time is in seconds or hours.
-    Read and set values through `period`, `shift`, `ratio_on` and `assign_`.
+    `time_gate(phi, r_j)`. What is trained is the deviation from the initial values: `raw_period`,
+    `raw_shift` and `raw_ratio_on` start at 0, have no bounds and no unit. So no optimiser step makes a
+    period or ratio invalid, training does not depend on whether time is in seconds or hours, and
+    weight decay pulls to the initial values. Read and set values through `period`, `shift`,
+    `ratio_on` and `assign_`.
 
-    The parameters stay in float32 or wider when the module is cast to a 16-bit type: a period of
-    three significant digits would lose its phase within a few cycles. `origin` is an integer
-    subtracted from the times first (0 unless `fit_` or `assign_` sets it); with unix time stamps it
-    keeps the gradient in the period, which grows with |t - origin|, of a sane size.
+    Everything stays in float32 or wider when the module is cast to a 16-bit type: a period of three
+    significant digits would lose its phase within a few cycles. `origin` is an integer subtracted
+    from the times first (0 unless `fit_` or `assign_` sets it); with unix time stamps it keeps the
+    gradient in the period, which grows with |t - origin|, of a sane size.
 
-    To freeze a part: `gate.log_period.requires_grad_(False)`, and so on.
+    To freeze a part: `gate.raw_period.requires_grad_(False)`, and so on.
 
     Args:
         hidden_size: number of units H.
@@ -140,6 +170,9 @@ class TimeGate(nn.Module):
         ValueError: a value out of range, named with its range.
     """
 
+    initial_period: Tensor
+    initial_shift: Tensor
+    initial_ratio_on: Tensor
     origin: Tensor
 
     def __init__(
@@ -157,7 +190,14 @@ class TimeGate(nn.Module):
     ) -> None:
         super().__init__()
         check_size("hidden_size", hidden_size)
-        check_gate_options(leak, ratio_on, trainable_ratio_on, period_init_min, period_init_max, oscillation)
+        check_gate_options(
+            leak,
+            ratio_on,
+            trainable_ratio_on,
+            period_init_min,
+            period_init_max,
+            oscillation,
+        )
         if oscillation == "square" and trainable_ratio_on:
             warnings.warn(
                 "oscillation='square' has a zero derivative in ratio_on: trainable_ratio_on=True will "
@@ -173,11 +213,12 @@ class TimeGate(nn.Module):
         dtype = dtype or torch.get_default_dtype()
         if dtype in (torch.float16, torch.bfloat16):
             dtype = torch.float32
-        self.log_period = nn.Parameter(torch.empty(hidden_size, device=device, dtype=dtype))
-        self.offset = nn.Parameter(torch.empty(hidden_size, device=device, dtype=dtype))
-        self.logit_ratio_on = nn.Parameter(
-            torch.empty(hidden_size, device=device, dtype=dtype), requires_grad=trainable_ratio_on
-        )
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.raw_period = nn.Parameter(torch.empty(hidden_size, **factory))
+        self.raw_shift = nn.Parameter(torch.empty(hidden_size, **factory))
+        self.raw_ratio_on = nn.Parameter(torch.empty(hidden_size, **factory), requires_grad=trainable_ratio_on)
+        for name in ("initial_period", "initial_shift", "initial_ratio_on"):
+            self.register_buffer(name, torch.empty(hidden_size, **factory))
         self.register_buffer("origin", torch.zeros((), device=device, dtype=torch.int64))
         self.reset_parameters()
 
@@ -186,24 +227,30 @@ class TimeGate(nn.Module):
         low, high = self._init_periods
         with torch.no_grad():
             self.origin.zero_()
-            self.log_period.uniform_(math.log(low), math.log(high))
-            self.offset.uniform_(0.0, 1.0)
-            self.logit_ratio_on.fill_(_logit(self._init_ratio_on))
+            self.initial_period.uniform_(math.log(low), math.log(high)).exp_()
+            self.initial_shift.uniform_(0.0, 1.0).mul_(self.initial_period)
+            self.initial_ratio_on.fill_(self._init_ratio_on)
+            for raw in (self.raw_period, self.raw_shift, self.raw_ratio_on):
+                raw.zero_()
 
     @property
     def period(self) -> Tensor:
         """(H,) tau > 0, in time units; differentiable."""
-        return self.log_period.clamp(-_LOG_PERIOD_BOUND, _LOG_PERIOD_BOUND).exp()
+        deviation = (_PERIOD_STEP * self.raw_period).clamp(-_LOG_PERIOD_RANGE, _LOG_PERIOD_RANGE)
+        return self.initial_period * deviation.exp()
 
     @property
     def shift(self) -> Tensor:
         """(H,) s, in time units after `origin`; differentiable."""
-        return self.offset.clamp(-_OFFSET_BOUND, _OFFSET_BOUND) * self.period
+        deviation = (_SHIFT_STEP * self.raw_shift).clamp(-_SHIFT_RANGE, _SHIFT_RANGE)
+        return self.initial_shift + deviation * self.period
 
     @property
     def ratio_on(self) -> Tensor:
         """(H,) r in (0, 1]; differentiable."""
-        return self.logit_ratio_on.clamp(min=_logit(_RATIO_MIN)).sigmoid()
+        odds = (_RATIO_STEP * self.raw_ratio_on).clamp(-_LOGIT_RATIO_RANGE, _LOGIT_RATIO_RANGE).exp()
+        initial = self.initial_ratio_on
+        return (initial * odds / (initial * odds + (1.0 - initial))).clamp(min=RATIO_MIN)
 
     @property
     def active_leak(self) -> float:
@@ -212,10 +259,8 @@ class TimeGate(nn.Module):
 
     def relative(self, times: Tensor) -> Tensor:
         """Times after the gate's origin: exact for integers, in float64 for floating times."""
-        if times.is_floating_point():
-            wide = _wide_dtype(times.device)
-            return times.to(wide) - self.origin.to(wide)
-        return times.to(torch.int64) - self.origin
+        wide = _wide(times)
+        return wide - self.origin.to(wide.dtype)
 
     def phase(self, times: Tensor) -> Tensor:
         """(..., H) phase in [0, 1) at `times` (...)."""
@@ -230,9 +275,15 @@ class TimeGate(nn.Module):
         Returns:
             (..., H) k in [0, 1], in the dtype of the gate's parameters, leak included in training mode.
         """
-        times = _checked_times(times)
-        k = time_gate(self.phase(times), self.ratio_on, leak=self.active_leak, oscillation=self.oscillation)
-        return k.to(self.log_period.dtype)
+        times = check_time_dtype(times)
+        check_time_values(times)
+        k = time_gate(
+            self.phase(times),
+            self.ratio_on,
+            leak=self.active_leak,
+            oscillation=self.oscillation,
+        )
+        return k.to(self.initial_period.dtype)
 
     @torch.no_grad()
     def assign_(
@@ -257,42 +308,48 @@ class TimeGate(nn.Module):
         Raises:
             ValueError: a wrong shape, or values out of range; the gate is then unchanged.
         """
-        smallest, largest = math.exp(-_LOG_PERIOD_BOUND), math.exp(_LOG_PERIOD_BOUND)
-        new_period = self.period.double()
-        if period is not None:
-            new_period = self._per_unit("period", period)
-            _check_units(
-                "period", new_period, (new_period >= smallest) & (new_period <= largest),
-                f"positive and finite (from {smallest:.0e} to {largest:.0e})",
-            )  # fmt: skip
-        new_offset = self.shift.double() / new_period
-        if shift is not None:
-            new_shift = self._per_unit("shift", shift)
-            new_offset = new_shift / new_period
-            _check_units(
-                "shift", new_shift, new_offset.abs() <= _OFFSET_BOUND,
-                f"finite and within {_OFFSET_BOUND:.0e} periods of the origin",
-            )  # fmt: skip
-        if ratio_on is not None:
-            new_ratio = self._per_unit("ratio_on", ratio_on)
-            _check_units(
-                "ratio_on", new_ratio, (new_ratio >= _RATIO_MIN) & (new_ratio <= 1),
-                f"in [{_RATIO_MIN:g}, 1]",
-            )  # fmt: skip
         if origin is not None and (not isinstance(origin, int) or isinstance(origin, bool)):
             raise TypeError(f"origin should be of type int, got: {type(origin).__name__}")
+        if origin is not None and abs(origin) > LARGEST_INTEGER_TIME:
+            raise ValueError(f"origin should be within 2**62 of zero, got {origin}")
         if period is not None:
-            self.log_period.copy_(new_period.log())
-        if period is not None or shift is not None:
-            self.offset.copy_(new_offset)
+            period = self._per_unit("period", period)
+            smallest = 1.0 / _LARGEST_TIME
+            wanted = f"positive and finite (from {smallest:g} to {_LARGEST_TIME:g})"
+            check_units(
+                "period",
+                period,
+                (period >= smallest) & (period <= _LARGEST_TIME),
+                wanted,
+            )
+        if shift is not None:
+            shift = self._per_unit("shift", shift)
+            wanted = f"finite (at most {_LARGEST_TIME:g} in size)"
+            check_units("shift", shift, shift.abs() <= _LARGEST_TIME, wanted)
         if ratio_on is not None:
-            self.logit_ratio_on.copy_(torch.logit(new_ratio).clamp(max=_LOGIT_OF_ONE))
+            ratio_on = self._per_unit("ratio_on", ratio_on)
+            check_units(
+                "ratio_on",
+                ratio_on,
+                (ratio_on >= _RATIO_MIN_ROUNDED) & (ratio_on <= 1),
+                f"in [{RATIO_MIN:g}, 1]",
+            )
+        kept_shift = self.shift
+        if period is not None:
+            self.initial_period.copy_(period)
+            self.raw_period.zero_()
+        if period is not None or shift is not None:
+            self.initial_shift.copy_(kept_shift if shift is None else shift)
+            self.raw_shift.zero_()
+        if ratio_on is not None:
+            self.initial_ratio_on.copy_(ratio_on)
+            self.raw_ratio_on.zero_()
         if origin is not None:
             self.origin.fill_(origin)
         return self
 
     def _per_unit(self, name: str, value: Tensor | float) -> Tensor:
-        tensor = torch.as_tensor(value, dtype=torch.float64, device=self.log_period.device).detach()
+        tensor = torch.as_tensor(value, dtype=torch.float64, device=self.origin.device).detach()
         if tensor.shape not in ((), (self.hidden_size,)):
             raise ValueError(
                 f"{name} should be a scalar or of shape ({self.hidden_size},), one value for each unit, "
@@ -315,8 +372,7 @@ class TimeGate(nn.Module):
         Raises:
             ValueError: times of another shape, not finite, or none at all; lengths out of range.
         """
-        times = _checked_times(times)
-        stamps = times.flatten() if lengths is None else torch.cat(list(_valid_rows(times, lengths)))
+        stamps = torch.cat(valid_rows(times, lengths) or [times.flatten()])
         if stamps.numel() == 0:
             raise ValueError("openness needs at least one time stamp, got none")
         period, shift, ratio_on = self.period, self.shift, self.ratio_on
@@ -330,7 +386,11 @@ class TimeGate(nn.Module):
 
     @torch.no_grad()
     def fit_(
-        self, times: Tensor, lengths: Tensor | None = None, *, generator: torch.Generator | None = None
+        self,
+        times: Tensor,
+        lengths: Tensor | None = None,
+        *,
+        generator: torch.Generator | None = None,
     ) -> TimeGate:
         """Draw periods and shifts that suit the time scale of data.
 
@@ -353,7 +413,7 @@ class TimeGate(nn.Module):
         Warns:
             UserWarning: names the units that never open at these times.
         """
-        rows = [row.sort().values for row in _valid_rows(_checked_times(times), lengths)]
+        rows = [_wide(row).sort().values for row in valid_rows(times, lengths)]
         intervals = [gaps[gaps > 0] for gaps in (row.diff() for row in rows)]
         rows = [row for row, gaps in zip(rows, intervals, strict=True) if gaps.numel()]
         if not rows:
@@ -368,19 +428,21 @@ class TimeGate(nn.Module):
         low, high = math.log(min(4.0 * interval, span / 2.0)), math.log(span)
 
         count = self.hidden_size
-        log_period = low + (high - low) * _stratified(count, generator)
-        offset = _stratified(count, generator)
-        self.origin.fill_(min(max(math.floor(earliest), -_ORIGIN_BOUND), _ORIGIN_BOUND))
-        self.log_period.copy_(log_period)
-        self.offset.copy_(offset)
+        period = (low + (high - low) * _stratified(count, generator)).exp()
+        self.assign_(
+            period=period,
+            shift=period * _stratified(count, generator),
+            origin=min(max(math.floor(earliest), -LARGEST_INTEGER_TIME), LARGEST_INTEGER_TIME),
+        )
         closed = self._closed_units(stamps)
         for _ in range(8):
             if not closed:
                 break
-            units = torch.tensor(closed, device=self.offset.device)
             fresh = torch.rand((2, len(closed)), generator=generator, dtype=torch.float64)
-            self.log_period[units] = (low + (high - low) * fresh[0]).to(self.log_period)
-            self.offset[units] = fresh[1].to(self.offset)
+            period[closed] = (low + (high - low) * fresh[0]).exp()
+            shift = self.shift.double().cpu()
+            shift[closed] = period[closed] * fresh[1]
+            self.assign_(period=period, shift=shift)
             closed = self._closed_units(stamps)
         if closed:
             named = ", ".join(map(str, closed[:20])) + (", ..." if len(closed) > 20 else "")
@@ -388,7 +450,7 @@ class TimeGate(nn.Module):
                 f"{len(closed)} of {count} units never open at the given times (units {named}): they "
                 f"will keep their initial state. Raise ratio_on, give more time stamps, or set "
                 f"assign_(period=, shift=) by hand",
-                stacklevel=2,
+                stacklevel=3,
             )
         return self
 
@@ -398,7 +460,10 @@ class TimeGate(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TimeGate:
         def keep_wide(tensor: Tensor) -> Tensor:
             moved = fn(tensor)
-            narrowed = tensor.is_floating_point() and moved.dtype in (torch.float16, torch.bfloat16)
+            narrowed = tensor.is_floating_point() and moved.dtype in (
+                torch.float16,
+                torch.bfloat16,
+            )
             return tensor.to(moved.device) if narrowed else moved
 
         return super()._apply(keep_wide, recurse)
@@ -412,96 +477,6 @@ class TimeGate(nn.Module):
         if self.oscillation != "triangle":
             parts.append(f"oscillation={self.oscillation!r}")
         return ", ".join(parts)
-
-
-def check_size(name: str, value: object) -> None:
-    """Raise unless `value` is a positive int, with torch.nn.LSTM's messages."""
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name} should be of type int, got: {type(value).__name__}")
-    if value <= 0:
-        raise ValueError(f"{name} must be greater than zero, got {value}")
-
-
-def check_gate_options(
-    leak: float,
-    ratio_on: float,
-    trainable_ratio_on: bool,
-    period_init_min: float,
-    period_init_max: float,
-    oscillation: str,
-) -> None:
-    """Raise a TypeError or ValueError that names the first gate option out of range."""
-    numbers = {
-        "leak": leak, "ratio_on": ratio_on,
-        "period_init_min": period_init_min, "period_init_max": period_init_max,
-    }  # fmt: skip
-    for name, value in numbers.items():
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise TypeError(f"{name} should be a number, got: {type(value).__name__}")
-    if not isinstance(trainable_ratio_on, bool):
-        raise TypeError(f"trainable_ratio_on should be of type bool, got: {type(trainable_ratio_on).__name__}")
-    if not (0.0 <= leak <= 1.0):
-        raise ValueError(f"leak should be in [0, 1], got {leak}")
-    if not (_RATIO_MIN <= ratio_on <= 1.0):
-        raise ValueError(
-            f"ratio_on should be in [{_RATIO_MIN:g}, 1], the share of a period that is open, got {ratio_on}"
-        )
-    if not (0.0 < period_init_min <= period_init_max < math.inf):
-        raise ValueError(
-            f"period_init_min and period_init_max should be positive, finite and in this order, "
-            f"got {period_init_min} and {period_init_max}"
-        )
-    if oscillation not in OSCILLATIONS:
-        raise ValueError(f"oscillation should be one of {', '.join(OSCILLATIONS)}, got {oscillation!r}")
-
-
-def check_time_dtype(times: object) -> Tensor:
-    """Return `times` if it is a tensor of an allowed dtype, else raise."""
-    if not isinstance(times, Tensor):
-        raise TypeError(f"times should be a tensor, got: {type(times).__name__}")
-    if times.dtype not in TIME_DTYPES:
-        raise ValueError(
-            f"times should be int32, int64, float32 or float64, got {times.dtype}: narrower types "
-            f"cannot tell time stamps apart; convert with times.to(torch.float64)"
-        )
-    return times
-
-
-def _checked_times(times: Tensor) -> Tensor:
-    times = check_time_dtype(times)
-    if times.is_floating_point() and not times.is_meta and not bool(torch.isfinite(times).all()):
-        raise ValueError("times should be finite, got NaN or inf; drop or repair those time stamps")
-    return times
-
-
-def _valid_rows(times: Tensor, lengths: Tensor | None) -> Iterator[Tensor]:
-    """Yield the valid time stamps of each sequence."""
-    if times.dim() not in (1, 2):
-        raise ValueError(
-            f"times should be of shape (L,), shared, or (N, L), a row for each sequence, got {tuple(times.shape)}"
-        )
-    if lengths is None:
-        yield from times.unsqueeze(0) if times.dim() == 1 else times
-        return
-    if times.dim() == 1 or len(lengths) != len(times):
-        raise ValueError(
-            f"lengths should hold one length for each row of times (N, L), got {len(lengths)} lengths "
-            f"for times of shape {tuple(times.shape)}"
-        )
-    for row, length in zip(times, lengths, strict=True):
-        if not 0 <= int(length) <= len(row):
-            raise ValueError(f"lengths should be from 0 to {len(row)}, the number of steps, got {int(length)}")
-        yield row[: int(length)]
-
-
-def _check_units(name: str, values: Tensor, valid: Tensor, wanted: str) -> None:
-    if not bool(valid.all()):
-        unit = int((~valid).nonzero()[0])
-        raise ValueError(f"{name} should be {wanted}, got {values[unit].item()} for unit {unit}")
-
-
-def _logit(ratio: float) -> float:
-    return _LOGIT_OF_ONE if ratio >= 1.0 else math.log(ratio / (1.0 - ratio))
 
 
 def _stratified(count: int, generator: torch.Generator | None) -> Tensor:

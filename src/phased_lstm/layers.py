@@ -5,15 +5,16 @@ from __future__ import annotations
 import numbers
 import warnings
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from ._base import PEEPHOLES, PhasedModule, check_flag, gate_options
+from ._base import PEEPHOLES, PhasedModule, gate_options
+from ._checks import Oscillation, check_flag, check_size
 from ._sequences import PaddedBatch, Sequences, to_padded
 from .functional import check_sequence
-from .gate import PERIOD_INIT_MAX, PERIOD_INIT_MIN, Oscillation, check_size
+from .gate import PERIOD_INIT_MAX, PERIOD_INIT_MIN
 
 _LSTM = TypeVar("_LSTM", bound="PhasedLSTM")
 _GRU = TypeVar("_GRU", bound="PhasedGRU")
@@ -157,7 +158,13 @@ class PhasedRNN(PhasedModule):
 
     def extra_repr(self) -> str:
         parts = [str(self.input_size), str(self.hidden_size)]
-        defaults = {"num_layers": 1, "bias": True, "batch_first": False, "dropout": 0.0, "bidirectional": False}
+        defaults = {
+            "num_layers": 1,
+            "bias": True,
+            "batch_first": False,
+            "dropout": 0.0,
+            "bidirectional": False,
+        }
         parts += [
             f"{name}={getattr(self, name)}" for name, default in defaults.items() if getattr(self, name) != default
         ]
@@ -277,7 +284,7 @@ class PhasedLSTM(PhasedRNN):
         return output, (h_n, c_n)
 
     @classmethod
-    def from_lstm(cls: type[_LSTM], lstm: nn.LSTM, **phased: Any) -> _LSTM:
+    def from_lstm(cls, lstm: nn.LSTM, **phased: Any) -> Self:
         """Make a Phased LSTM with the configuration and a copy of the weights of an `nn.LSTM`.
 
         Args:
@@ -364,7 +371,7 @@ class PhasedGRU(PhasedRNN):
         return output, h_n
 
     @classmethod
-    def from_gru(cls: type[_GRU], gru: nn.GRU, **phased: Any) -> _GRU:
+    def from_gru(cls, gru: nn.GRU, **phased: Any) -> Self:
         """Make a Phased GRU with the configuration and a copy of the weights of an `nn.GRU`.
 
         Args:

@@ -5,7 +5,9 @@ autograd does: double backward, forward mode, vmap, export. It computes every un
 it saves no time when units are closed.
 
 Shapes: N sequences, L steps, H_in features, H units. The gate's openness k depends on the times
-alone and is computed for all steps at once, as is the input's share of the pre-activations.
+alone and is computed for all steps at once. Matrix products are done step by step on operands of
+the same shape and layout whatever L is: their rounding depends on both, and a sequence must give
+the same bits in one call as in several.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from ..gate import Oscillation, phase, time_gate
+from .._checks import Oscillation
+from ..gate import phase, time_gate
 
 State = tuple[Tensor, ...]
 
@@ -46,10 +49,11 @@ def phased_lstm(
     equation 4 of the paper.
     """
     hidden = h0.shape[-1]
+    weight = torch.cat([weight_ih, weight_hh], dim=-1)
 
-    def candidate(projected: Tensor, state: State) -> State:
+    def candidate(x: Tensor, state: State) -> State:
         h, c = state
-        pre = projected + linear(h, weight_hh)
+        pre = linear(torch.cat([x, h], dim=-1), weight, bias)
         if peephole is None:
             gates = torch.sigmoid(pre[..., : 2 * hidden])
             i, f = gates[..., :hidden], gates[..., hidden:]
@@ -64,9 +68,7 @@ def phased_lstm(
         return torch.sigmoid(o_pre) * torch.tanh(c_new), c_new
 
     k = _openness(times, period, shift, ratio_on, leak, oscillation, lengths, input)
-    output, (h, c) = _run(
-        candidate, linear(_without_padding(input, lengths), weight_ih, bias), k, (h0, c0), reverse, return_sequence
-    )
+    output, (h, c) = _run(candidate, _without_padding(input, lengths), k, (h0, c0), reverse, return_sequence)
     return _mask_output(output, lengths), h, c
 
 
@@ -91,8 +93,9 @@ def phased_gru(
     """One layer and direction of Phased GRU; arguments as `phased_lstm.functional.phased_gru`."""
     hidden = h0.shape[-1]
 
-    def candidate(projected: Tensor, state: State) -> State:
+    def candidate(x: Tensor, state: State) -> State:
         (h,) = state
+        projected = linear(x.clone(memory_format=torch.contiguous_format), weight_ih, bias_ih)
         recurrent = linear(h, weight_hh, bias_hh)
         gates = torch.sigmoid(projected[..., : 2 * hidden] + recurrent[..., : 2 * hidden])
         r, z = gates[..., :hidden], gates[..., hidden:]
@@ -100,15 +103,15 @@ def phased_gru(
         return (torch.lerp(n, h, z),)
 
     k = _openness(times, period, shift, ratio_on, leak, oscillation, lengths, input)
-    output, (h,) = _run(
-        candidate, linear(_without_padding(input, lengths), weight_ih, bias_ih), k, (h0,), reverse, return_sequence
-    )
+    # A state handed over as a slice of a larger one may be aligned in another way.
+    first = h0.clone(memory_format=torch.contiguous_format)
+    output, (h,) = _run(candidate, _without_padding(input, lengths), k, (first,), reverse, return_sequence)
     return _mask_output(output, lengths), h
 
 
 def _run(
     candidate: Callable[[Tensor, State], State],
-    projected: Tensor,
+    input: Tensor,
     openness: Tensor,
     state: State,
     reverse: bool,
@@ -117,14 +120,14 @@ def _run(
     """Apply state = k * candidate + (1 - k) * state over the steps.
 
     Args:
-        candidate: maps (projected input of a step, state) to the ungated new state, h first.
-        projected: (N, L, gates * H) the input's share of the pre-activations.
+        candidate: maps (input of a step, state) to the ungated new state, h first.
+        input: (N, L, H_in).
         openness: (L, H) or (N, L, H) k.
 
     Returns:
         The (N, L, H) sequence of h, or None, and the final state.
     """
-    steps = list(zip(projected.unbind(1), openness.unbind(-2), strict=True))
+    steps = list(zip(input.unbind(1), openness.unbind(-2), strict=True))
     hidden_states = []
     for x, k in reversed(steps) if reverse else steps:
         # lerp leaves the state bitwise as it was where k is 0, and gives the candidate where k is 1.
@@ -134,7 +137,7 @@ def _run(
     if not return_sequence:
         return None, state
     if not hidden_states:
-        return projected[..., : state[0].shape[-1]], state
+        return state[0].unsqueeze(1)[:, :0], state
     return torch.stack(hidden_states[::-1] if reverse else hidden_states, dim=1), state
 
 

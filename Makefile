@@ -1,0 +1,48 @@
+# Two commands matter: make demo, make test. Both set everything up themselves.
+# PYTHON picks the interpreter (3.11 or newer); PIP_ARGS goes to pip, for instance
+#   make demo PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+# where the default build of torch would bring GPU libraries that are not wanted.
+
+PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
+	command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	&& { echo $$p; break; }; done)
+PIP_ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint typecheck clean
+
+help:
+	@echo "make demo       train Basic LSTM and Phased LSTM on digits, with table and pictures (runs/demo)"
+	@echo "make test       run the tests"
+	@echo "make lint       check style"
+	@echo "make typecheck  check types"
+	@echo "make setup      only the virtual environment in $(VENV)"
+	@echo "make clean      remove $(VENV) and caches"
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "no Python 3.11 or newer found; name one: make PYTHON=/path/to/python3"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt "setuptools>=77" torch
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt --no-build-isolation -e ".[dev]"
+	@touch $@
+
+demo: $(STAMP)
+	$(BIN)/phased-lstm demo
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -n 2
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+typecheck: $(STAMP)
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

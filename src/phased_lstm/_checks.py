@@ -1,0 +1,164 @@
+"""Checks of arguments that several modules share. Imports torch alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+
+Oscillation = Literal["triangle", "square", "cosine"]
+OSCILLATIONS: tuple[str, ...] = get_args(Oscillation)
+TIME_DTYPES = (torch.int32, torch.int64, torch.float32, torch.float64)
+RATIO_MIN = 1e-6
+# Differences of integer times up to here do not overflow int64.
+LARGEST_INTEGER_TIME = (1 << 62) - 1
+
+
+def check_size(name: str, value: object) -> None:
+    """Raise unless `value` is a positive int, with torch.nn.LSTM's messages."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} should be of type int, got: {type(value).__name__}")
+    if value <= 0:
+        raise ValueError(f"{name} must be greater than zero, got {value}")
+
+
+def check_gate_options(
+    leak: float,
+    ratio_on: float,
+    trainable_ratio_on: bool,
+    period_init_min: float,
+    period_init_max: float,
+    oscillation: str,
+) -> None:
+    """Raise a TypeError or ValueError that names the first gate option out of range."""
+    numbers = {
+        "leak": leak, "ratio_on": ratio_on,
+        "period_init_min": period_init_min, "period_init_max": period_init_max,
+    }  # fmt: skip
+    for name, value in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise TypeError(f"{name} should be a number, got: {type(value).__name__}")
+    if not isinstance(trainable_ratio_on, bool):
+        raise TypeError(f"trainable_ratio_on should be of type bool, got: {type(trainable_ratio_on).__name__}")
+    if not (0.0 <= leak <= 1.0):
+        raise ValueError(f"leak should be in [0, 1], got {leak}")
+    if not (RATIO_MIN <= ratio_on <= 1.0):
+        raise ValueError(
+            f"ratio_on should be in [{RATIO_MIN:g}, 1], the share of a period that is open, got {ratio_on}"
+        )
+    if not (0.0 < period_init_min <= period_init_max < math.inf):
+        raise ValueError(
+            f"period_init_min and period_init_max should be positive, finite and in this order, "
+            f"got {period_init_min} and {period_init_max}"
+        )
+    if oscillation not in OSCILLATIONS:
+        raise ValueError(f"oscillation should be one of {', '.join(OSCILLATIONS)}, got {oscillation!r}")
+
+
+def check_time_dtype(times: object) -> Tensor:
+    """Return `times` if it is a tensor of an allowed dtype, else raise."""
+    if not isinstance(times, Tensor):
+        raise TypeError(f"times should be a tensor, got: {type(times).__name__}")
+    if times.dtype not in TIME_DTYPES:
+        raise ValueError(
+            f"times should be int32, int64, float32 or float64, got {times.dtype}: narrower types "
+            f"cannot tell time stamps apart; convert with times.to(torch.float64)"
+        )
+    return times
+
+
+def check_time_values(times: Tensor) -> None:
+    """Raise ValueError unless floating times are finite, and integers leave room for a difference."""
+    if times.is_floating_point():
+        require(
+            torch.isfinite(times).all(),
+            "times should be finite, got NaN or inf; drop or repair those steps, or leave them out with lengths=",
+        )
+    elif times.dtype == torch.int64:
+        require(
+            ((times >= -LARGEST_INTEGER_TIME) & (times <= LARGEST_INTEGER_TIME)).all(),
+            "integer times should be within 2**62 of zero",
+        )
+
+
+def valid_rows(times: object, lengths: Tensor | Sequence[int] | None) -> list[Tensor]:
+    """Return the valid time stamps of each sequence of times (L,) or (N, L), checked.
+
+    Raises:
+        TypeError: times that are not a tensor.
+        ValueError: another shape or dtype, values that are not finite, or lengths that do not fit.
+    """
+    times = check_time_dtype(times)
+    if times.dim() not in (1, 2):
+        raise ValueError(
+            f"times should be of shape (L,), shared, or (N, L), a row for each sequence, got {tuple(times.shape)}"
+        )
+    if lengths is None:
+        rows = [times] if times.dim() == 1 else list(times)
+    elif times.dim() == 1:
+        raise ValueError(f"lengths goes with times (N, L), one row a sequence, got times {tuple(times.shape)}")
+    else:
+        counts = check_lengths(lengths, times.shape[0], times.shape[1], times.device).tolist()
+        rows = [row[:count] for row, count in zip(times, counts, strict=True)]
+    for row in rows:
+        check_time_values(row)
+    return rows
+
+
+def check_lengths(lengths: Tensor | Sequence[int], batch: int, steps: int, device: torch.device) -> Tensor:
+    """Return lengths as an int64 tensor (batch,) on `device`, or raise.
+
+    Raises:
+        TypeError: neither a tensor nor a sequence of int.
+        ValueError: a wrong dtype or shape, or a length outside 0 to `steps`.
+    """
+    if not isinstance(lengths, Tensor):
+        if any(isinstance(length, bool) or not isinstance(length, int) for length in lengths):
+            raise TypeError(f"lengths should be a tensor or a sequence of int, got: {lengths!r}")
+        lengths = torch.tensor(list(lengths), dtype=torch.int64, device=device)
+    if lengths.dtype not in (torch.int32, torch.int64):
+        raise ValueError(f"lengths should be int32 or int64, got {lengths.dtype}")
+    if lengths.shape != (batch,):
+        raise ValueError(f"lengths should be of shape ({batch},), one for each sequence, got {tuple(lengths.shape)}")
+    lengths = lengths.to(device=device, dtype=torch.int64)
+    require(
+        ((lengths >= 0) & (lengths <= steps)).all(),
+        f"lengths should be from 0 to {steps}, the number of steps",
+        lengths,
+    )
+    return lengths
+
+
+def check_units(name: str, values: Tensor, valid: Tensor, wanted: str) -> None:
+    """Raise ValueError naming the first unit whose value is not valid."""
+    if not bool(valid.all()):
+        unit = int((~valid).nonzero()[0])
+        raise ValueError(f"{name} should be {wanted}, got {values[unit].item()} for unit {unit}")
+
+
+def check_flag(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} should be of type bool, got: {type(value).__name__}")
+
+
+def require(condition: Tensor, wanted: str, values: Tensor | None = None) -> None:
+    """Raise ValueError unless a boolean scalar is true, wherever its value can be known."""
+    if torch.compiler.is_compiling():
+        torch._assert_async(condition, wanted)
+        return
+    condition = _innermost(condition)
+    if condition.is_meta or isinstance(condition, FakeTensor) or bool(condition.all()):
+        return
+    got = "" if values is None else f", got {_innermost(values).tolist()}"
+    raise ValueError(wanted + got)
+
+
+def _innermost(tensor: Tensor) -> Tensor:
+    # Under vmap and the other function transforms a tensor's values are behind wrappers.
+    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return tensor

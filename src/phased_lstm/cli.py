@@ -1,0 +1,197 @@
+"""The command `phased-lstm`. Heavy imports wait until a command runs, so that help is instant."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from datetime import datetime
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from . import __version__
+from .errors import DataError, RunError
+from .experiments.config import MnistConfig, flag
+
+_INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None, *, prog: str = "phased-lstm") -> int:
+    """Run a command.
+
+    Args:
+        arguments: of the command line; default those of the process.
+        prog: the program's name in help and errors.
+
+    Returns:
+        The exit status: 0 done, 1 failed, 2 wrong use, 130 interrupted.
+    """
+    options = _parser(prog).parse_args(arguments)
+    return _guarded(prog, options.command, options)
+
+
+def main_mnist(arguments: Sequence[str] | None = None, *, prog: str = "mnist_phased_lstm.py") -> int:
+    """Run `phased-lstm mnist` under its historic name."""
+    parser = argparse.ArgumentParser(prog=prog, description=_MNIST_HELP, formatter_class=_HelpFormatter)
+    _add_mnist_options(parser)
+    return _guarded(prog, _mnist, parser.parse_args(arguments))
+
+
+def _guarded(prog: str, command: Any, options: argparse.Namespace) -> int:
+    try:
+        return int(command(options))
+    except (DataError, RunError, ImportError) as error:
+        print(f"{prog}: error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"\n{prog}: stopped; the last checkpoint stands", file=sys.stderr)
+        return _INTERRUPTED
+    except BrokenPipeError:
+        return 1
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        # Defaults of the experiments' options are written out by hand; see _add_config_options.
+        return action.help
+
+
+_MNIST_HELP = "Train a recurrent network of 32 units on handwritten digits, read as sequences of 784 pixels."
+_DEMO_HELP = "Train Basic LSTM and Phased LSTM on scikit-learn's digits, print a table and draw the curves."
+
+
+def _parser(prog: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=prog, description="Phased LSTM: recurrent networks with a time gate.")
+    parser.add_argument("--version", action="version", version=f"phased-lstm {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    mnist = commands.add_parser(
+        "mnist",
+        help=_MNIST_HELP,
+        description=_MNIST_HELP,
+        formatter_class=_HelpFormatter,
+    )
+    _add_mnist_options(mnist)
+    mnist.set_defaults(command=_mnist)
+
+    demo = commands.add_parser("demo", help=_DEMO_HELP, description=_DEMO_HELP)
+    demo.add_argument(
+        "--out",
+        type=Path,
+        default=Path("runs/demo"),
+        help="folder (default: %(default)s)",
+    )
+    demo.add_argument(
+        "--steps",
+        type=int,
+        default=300,
+        help="training steps of each model (default: %(default)s)",
+    )
+    demo.add_argument("--threads", type=int, default=0, help="CPU threads, 0 for torch's choice")
+    demo.add_argument("--quiet", action="store_true", help="no progress bars")
+    demo.set_defaults(command=_demo)
+
+    plot_help = "Draw accuracy and cross-entropy of runs over steps, and the time gate above the state it holds."
+    plot = commands.add_parser("plot", help=plot_help, description=plot_help)
+    plot.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folders")
+    plot.add_argument("--out", type=Path, help="folder for the pictures (default: the first RUN)")
+    plot.set_defaults(command=_plot)
+
+    info_help = "Show versions and which backends can be used here."
+    commands.add_parser("info", help=info_help, description=info_help).set_defaults(command=_info)
+    return parser
+
+
+def _add_mnist_options(parser: argparse.ArgumentParser) -> None:
+    hints = get_type_hints(MnistConfig)
+    for item in fields(MnistConfig):
+        names = ["-m", "--model"] if item.name == "model" else [flag(item.name)]
+        kind = next(part for part in (*get_args(hints[item.name]), hints[item.name]) if part is not type(None))
+        shown = "" if item.default is None else f" (default: {item.default})"
+        # Options that are not given stay out of the namespace: a resumed run keeps its own.
+        common: dict[str, Any] = {
+            "default": argparse.SUPPRESS,
+            "help": item.metadata["help"] + shown,
+        }
+        if kind is bool:
+            parser.add_argument(*names, action=argparse.BooleanOptionalAction, **common)
+        elif item.metadata["choices"]:
+            parser.add_argument(*names, choices=item.metadata["choices"], **common)
+        else:
+            parser.add_argument(*names, type=kind, metavar=kind.__name__.upper(), **common)
+    parser.add_argument("--out", type=Path, help="run folder (default: runs/DATA-MODEL-TIME)")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with the run in --out, with its own options",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace the run in --out")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def _mnist(options: argparse.Namespace) -> int:
+    names = {item.name for item in fields(MnistConfig)}
+    given = {name: value for name, value in vars(options).items() if name in names}
+    if options.resume and options.out is None:
+        raise RunError("--resume needs --out RUN, the folder of the run to go on with")
+    if options.resume and options.overwrite:
+        raise RunError("--resume and --overwrite exclude each other")
+    config = MnistConfig(**given) if not options.resume else None
+
+    from .experiments import mnist
+
+    if config is None:
+        config = mnist.resumed_config(options.out, given)
+    out = options.out or Path("runs") / f"{config.data}-{config.model}-{datetime.now():%Y%m%d-%H%M%S}"
+    results = mnist.run(
+        config,
+        out,
+        resume=options.resume,
+        overwrite=options.overwrite,
+        progress=not options.quiet,
+    )
+    if results is None:
+        print(f"interrupted; go on with: --out {out} --resume")
+        return _INTERRUPTED
+    print(
+        f"{results['model']} after {results['steps']} steps: training accuracy "
+        f"{results['train_accuracy_last_100']:.4f} (mean of the last 100 steps), "
+        f"test accuracy {results['test_accuracy']:.4f} on all {results['test_images']} test images, "
+        f"{results['seconds_per_step']:.3f} s a step. Run: {out}"
+    )
+    return 0
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from .experiments import demo
+
+    return demo.run(
+        options.out,
+        steps=options.steps,
+        threads=options.threads,
+        progress=not options.quiet,
+    )
+
+
+def _plot(options: argparse.Namespace) -> int:
+    from .plotting import plot_runs
+
+    for path in plot_runs(options.runs, options.out or options.runs[0]):
+        print(path)
+    return 0
+
+
+def _info(options: argparse.Namespace) -> int:
+    import torch
+
+    from . import backends
+
+    print(f"phased-lstm {__version__}, torch {torch.__version__}, {torch.get_num_threads()} threads")
+    for name, status in backends().items():
+        print(f"backend {name}: {'available' if status.available else 'missing: ' + status.reason}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

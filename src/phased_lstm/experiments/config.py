@@ -1,0 +1,120 @@
+"""Options of the experiments. Imports nothing heavy, so that a command's help is instant."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field, fields
+from typing import Any, get_args, get_type_hints
+
+from ..errors import RunError
+
+MODELS = ("PhasedLSTMCell", "BasicLSTMCell", "PhasedGRUCell", "GRUCell")
+DATA = ("mnist", "digits")
+
+
+def option(default: Any, help: str, *, choices: tuple[str, ...] = (), low: float = -math.inf) -> Any:
+    """A dataclass field that is also a command-line option."""
+    return field(default=default, metadata={"help": help, "choices": choices, "low": low})
+
+
+@dataclass(frozen=True)
+class MnistConfig:
+    """Everything that decides the numbers of a run on MNIST as sequences of 784 pixels.
+
+    The defaults are the historic setting: peepholes, leak 0.001, a trainable ratio, periods
+    exp(U(0, 6)), Adam at 1e-3, 32 units, batches of 256.
+
+    Raises:
+        RunError: a value out of range.
+    """
+
+    model: str = option("PhasedLSTMCell", "recurrent cell", choices=MODELS)
+    data: str = option(
+        "mnist",
+        "mnist, or scikit-learn's bundled digits at the same size",
+        choices=DATA,
+    )
+    data_dir: str | None = option(None, "folder of the four MNIST idx files (default: see README)")
+    steps: int = option(2000, "training steps", low=1)
+    batch_size: int = option(256, "sequences in a batch", low=1)
+    hidden_size: int = option(32, "units of a layer", low=1)
+    num_layers: int = option(1, "stacked layers", low=1)
+    lr: float = option(1e-3, "learning rate of Adam", low=0.0)
+    lr_warmup: int = option(0, "steps over which the learning rate rises linearly", low=0)
+    lr_cosine: bool = option(False, "let the learning rate fall to zero along a cosine")
+    clip_grad_norm: float = option(0.0, "limit of the gradient's norm, 0 for none", low=0.0)
+    seed: int = option(0, "seed of initial weights, batches and noise", low=0)
+    forget_bias: float | None = option(
+        None,
+        "added to the forget gate's initial bias (default: 1 for BasicLSTMCell as in TensorFlow, else 0)",
+    )
+    initial_state_std: float = option(0.0, "standard deviation of noise in the initial state in training", low=0.0)
+    peephole: bool = option(True, "peephole connections (PhasedLSTMCell)")
+    leak: float = option(0.001, "leak of the time gate in training", low=0.0)
+    ratio_on: float = option(0.05, "open ratio of the time gate, initially", low=0.0)
+    trainable_ratio_on: bool = option(True, "learn the open ratio")
+    period_init_min: float = option(1.0, "shortest initial period, in steps", low=0.0)
+    period_init_max: float = option(round(math.exp(6.0), 4), "longest initial period, in steps", low=0.0)
+    oscillation: str = option("triangle", "shape of the gate", choices=("triangle", "square", "cosine"))
+    test_every: int = option(100, "steps between tests", low=1)
+    test_size: int = option(1000, "test images used between; the end takes all", low=1)
+    checkpoint_every: int = option(100, "steps between checkpoints", low=1)
+    threads: int = option(0, "CPU threads, 0 for torch's choice", low=0)
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            value = getattr(self, item.name)
+            choices, low = item.metadata["choices"], item.metadata["low"]
+            if choices and value not in choices:
+                raise RunError(f"{flag(item.name)} should be one of {', '.join(choices)}, got {value!r}")
+            if isinstance(value, (int, float)) and not isinstance(value, bool) and not low <= value < math.inf:
+                raise RunError(f"{flag(item.name)} should be a finite number of at least {low:g}, got {value}")
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> MnistConfig:
+        """Build from a run's configuration, refusing unknown keys.
+
+        Raises:
+            RunError: an unknown or missing key, or a value of the wrong type.
+        """
+        hints = get_type_hints(cls)
+        for name, value in content.items():
+            if name not in hints:
+                raise RunError(f"the run's configuration has an unknown entry {name!r}: a newer version wrote it")
+            allowed = get_args(hints[name]) or (hints[name],)
+            if not isinstance(value, (*allowed, int) if float in allowed else allowed):
+                raise RunError(f"the run's configuration has {name} = {value!r}, which is of the wrong type")
+        return cls(**content)
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+# Options that a resumed run may change without changing its figures.
+FREE_ON_RESUME = ("steps", "threads", "checkpoint_every", "data_dir")
+
+
+def resumed(saved: MnistConfig, given: dict[str, Any]) -> MnistConfig:
+    """The configuration of a resumed run: the saved one, with the options given that may change.
+
+    Raises:
+        RunError: an option given differs from the saved one and would change the run.
+    """
+    fixed = [name for name in given if name not in FREE_ON_RESUME or (name == "steps" and saved.lr_cosine)]
+    differing = [
+        f"{flag(name)} {given[name]} (the run has {getattr(saved, name)})"
+        for name in fixed
+        if given[name] != getattr(saved, name)
+    ]
+    if differing:
+        raise RunError(
+            f"--resume continues a run as it was begun, and these differ: {', '.join(differing)}; leave them out, or "
+            f"start anew with another --out"
+        )
+    return dataclasses.replace(saved, **given)
+
+
+def flag(name: str) -> str:
+    """The command-line spelling of a field."""
+    return "--" + name.replace("_", "-")

@@ -1,0 +1,154 @@
+"""The pictures of a run: curves over steps, and the gate above the state it holds."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from .errors import RunError, missing_extra
+from .files import replacing
+from .training.checkpoints import load_tensors
+from .training.runs import CONFIG, TRACE, read_json, read_log
+
+try:
+    from matplotlib.figure import Figure
+except ImportError as error:
+    raise missing_extra("train", "matplotlib") from error
+
+# Okabe and Ito's palette, told apart by colour-blind readers too.
+_COLOURS = {
+    "PhasedLSTMCell": "#D55E00", "BasicLSTMCell": "#0072B2", "PhasedGRUCell": "#CC79A7", "GRUCell": "#009E73",
+}  # fmt: skip
+_SPARE_COLOURS = ("#E69F00", "#56B4E9", "#000000", "#F0E442")
+_GATE_UNITS = 8
+
+
+def plot_runs(runs: list[Path], out: Path) -> list[Path]:
+    """Draw accuracy and cross-entropy over steps for all runs, and the gate of the first phased one.
+
+    Args:
+        runs: run folders.
+        out: folder for the pictures.
+
+    Returns:
+        The files written: accuracy.png, cross_entropy.png and, if a finished run has a time gate, gate.png.
+
+    Raises:
+        RunError: a folder holds no run, or a picture cannot be written.
+    """
+    logs = {run: read_log(run) for run in runs}
+    names = {run: str(read_json(run / CONFIG).get("model", run.name)) for run in runs}
+    labels = {run: names[run] if list(names.values()).count(names[run]) == 1 else run.name for run in runs}
+    for run, rows in logs.items():
+        if not rows:
+            raise RunError(f"{run} has no steps in its log yet")
+    written = [
+        _save(_curves(logs, names, labels, "accuracy", "accuracy"), out / "accuracy.png"),
+        _save(
+            _curves(logs, names, labels, "loss", "cross-entropy"),
+            out / "cross_entropy.png",
+        ),
+    ]
+    traced = next((run for run in runs if (run / TRACE).exists()), None)
+    if traced is not None:
+        tensors, _ = load_tensors(traced / TRACE)
+        written.append(_save(_gate(tensors, labels[traced]), out / "gate.png"))
+    return written
+
+
+def _curves(
+    logs: dict[Path, Any],
+    names: dict[Path, str],
+    labels: dict[Path, str],
+    key: str,
+    title: str,
+) -> Figure:
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    spare = iter(_SPARE_COLOURS * (1 + len(logs)))
+    used: set[str] = set()
+    for run, rows in logs.items():
+        colour = _COLOURS.get(names[run]) if names[run] not in used else None
+        colour = colour or next(spare)
+        used.add(names[run])
+        steps = [int(row["step"]) for row in rows]
+        values = [float(row[f"train_{key}"]) for row in rows]
+        window = max(1, min(50, len(values) // 10))
+        axes.plot(steps, values, color=colour, alpha=0.18, linewidth=0.6)
+        axes.plot(
+            steps,
+            _trailing_mean(values, window),
+            color=colour,
+            linewidth=1.8,
+            label=f"{labels[run]}, training",
+        )
+        tested = [row for row in rows if row[f"test_{key}"]]
+        axes.plot(
+            [int(row["step"]) for row in tested], [float(row[f"test_{key}"]) for row in tested],
+            color=colour, linestyle="none", marker="o", markersize=4, markerfacecolor="white",
+            label=f"{labels[run]}, test",
+        )  # fmt: skip
+    chance = 0.1 if key == "accuracy" else math.log(10)
+    axes.axhline(chance, color="grey", linestyle=":", linewidth=1, label="chance")
+    axes.set_xlabel("step")
+    axes.set_ylabel(title)
+    if key == "accuracy":
+        axes.set_ylim(0, 1)
+    axes.set_title(f"Digits as 784 one-pixel steps: {title}")
+    axes.grid(alpha=0.25)
+    axes.legend(fontsize="small")
+    return figure
+
+
+def _gate(tensors: dict[str, Any], label: str) -> Figure:
+    """Openness of units over time, above the state that holds between openings."""
+    times, openness, state = (tensors[name].double().numpy() for name in ("times", "openness", "state"))
+    # Units with a few openings each show the rhythm best.
+    openings = (openness[1:] > 0) & (openness[:-1] == 0)
+    counts = openings.sum(0)
+    suited = [unit for unit in counts.argsort() if counts[unit] >= 1] or list(range(openness.shape[1]))
+    units = suited[:: max(1, len(suited) // _GATE_UNITS)][:_GATE_UNITS]
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(1, 1.3))
+    for row, unit in enumerate(units):
+        colour = f"C{row}"
+        top.fill_between(times, row, row + 0.9 * openness[:, unit], color=colour, linewidth=0.5)
+        bottom.plot(times, state[:, unit], color=colour, linewidth=1.2)
+        open_steps = openness[:, unit] > 0
+        bottom.plot(
+            times[open_steps],
+            state[open_steps, unit],
+            color=colour,
+            linestyle="none",
+            marker=".",
+            markersize=4,
+        )
+    top.set_yticks(
+        [row + 0.45 for row in range(len(units))],
+        [f"unit {unit}" for unit in units],
+        fontsize="small",
+    )
+    top.set_title(f"{label}: openness k of the time gate")
+    bottom.set_title("state of the same units: it moves only while the gate is open (dots)")
+    bottom.set_xlabel("time (steps)")
+    bottom.set_ylabel("state")
+    bottom.grid(alpha=0.25)
+    return figure
+
+
+def _trailing_mean(values: list[float], window: int) -> list[float]:
+    means, total = [], 0.0
+    for index, value in enumerate(values):
+        total += value - (values[index - window] if index >= window else 0.0)
+        means.append(total / min(index + 1, window))
+    return means
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    try:
+        with replacing(path) as file:
+            figure.savefig(file, format="png", dpi=150)
+    except OSError as error:
+        raise RunError(f"{path} cannot be written: {error}") from error
+    return path

@@ -1,0 +1,1 @@
+"""The plain training loop, run folders and checkpoints."""

@@ -1,0 +1,138 @@
+"""A plain training loop that shows progress, can be stopped at any moment, and goes on as if it had not."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from ..errors import RunError, missing_extra
+from .checkpoints import load_checkpoint, save_checkpoint
+from .runs import CHECKPOINT, RunFolder
+
+
+class Task(Protocol):
+    """What is trained. Batches must depend on the step alone, so that a resumed run sees the same."""
+
+    @property
+    def model(self) -> nn.Module: ...
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer: ...
+
+    def train_step(self, step: int) -> dict[str, float]:
+        """Do one update; return its figures, by column of the log."""
+
+    def test(self) -> dict[str, float]:
+        """Evaluate; return figures, by column of the log."""
+
+
+def train(
+    task: Task,
+    run: RunFolder,
+    *,
+    steps: int,
+    test_every: int,
+    checkpoint_every: int,
+    resume: bool,
+    progress: bool = True,
+    label: str = "",
+) -> bool:
+    """Train up to `steps` updates, logging each, with checkpoints.
+
+    Ctrl-C or SIGTERM finishes the step, saves a checkpoint and returns; a second Ctrl-C stops at once.
+
+    Args:
+        task: model, optimiser and what a step does.
+        run: the run's folder, already started.
+        steps: number of updates in all, those before a resume included.
+        test_every: steps between tests; the last step is tested too.
+        checkpoint_every: steps between checkpoints.
+        resume: whether to go on from the folder's checkpoint.
+        progress: whether to show a progress bar with speed and time left.
+        label: shown before the bar.
+
+    Returns:
+        True when all steps are done, False when interrupted.
+
+    Raises:
+        RunError: the checkpoint cannot be read or written, or the loss is not finite.
+    """
+    done = 0
+    if resume:
+        done = load_checkpoint(run.file(CHECKPOINT), task.model, task.optimizer)
+        run.resume(done)
+    with _interruptible() as interrupted, _bar(done, steps, label, progress) as bar:
+        try:
+            while done < steps and not interrupted():
+                started = time.perf_counter()
+                row: dict[str, Any] = task.train_step(done)
+                row["seconds"] = time.perf_counter() - started
+                done += 1
+                if not torch.isfinite(torch.tensor(row["train_loss"])):
+                    raise RunError(
+                        f"the training loss is {row['train_loss']} at step {done}: lower --lr or clip gradients with "
+                        f"--clip-grad-norm; the last checkpoint is in {run.path}"
+                    )
+                if done % test_every == 0 or done == steps:
+                    row |= task.test()
+                run.log({"step": done} | row)
+                bar.set_postfix(
+                    {name: f"{row[name]:.3f}" for name in ("train_loss", "train_accuracy") if name in row},
+                    refresh=False,
+                )
+                bar.update()
+                if done % checkpoint_every == 0:
+                    save_checkpoint(run.file(CHECKPOINT), done, task.model, task.optimizer)
+            save_checkpoint(run.file(CHECKPOINT), done, task.model, task.optimizer)
+        finally:
+            run.close()
+    return done >= steps
+
+
+@contextmanager
+def _interruptible() -> Iterator[Callable[[], bool]]:
+    """Turn the first SIGINT or SIGTERM into a question that can be asked between steps."""
+    asked = False
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        asked = True
+        signal.signal(number, previous[number])
+        print("\nstopping after this step; once more to stop at once", file=sys.stderr)
+
+    previous: dict[int, Any] = {}
+    try:
+        for kind in (signal.SIGINT, signal.SIGTERM):
+            try:
+                previous[kind] = signal.signal(kind, ask)
+            except ValueError:  # not in the main thread, which alone receives signals
+                break
+        yield lambda: asked
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _bar(done: int, steps: int, label: str, shown: bool) -> Any:
+    try:
+        from tqdm import tqdm
+    except ImportError as error:
+        raise missing_extra("train", "tqdm") from error
+    # In a log file a line every ten seconds is enough.
+    interval = 0.1 if sys.stderr.isatty() else 10.0
+    return tqdm(
+        initial=done,
+        total=steps,
+        desc=label,
+        unit="step",
+        disable=not shown,
+        mininterval=interval,
+    )

@@ -1,0 +1,147 @@
+"""A run folder: configuration, log, checkpoint, model and results of one training."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import RunError
+from ..files import replacing
+
+CONFIG, LOG, CHECKPOINT, MODEL, RESULTS, TRACE = (
+    "config.json", "log.tsv", "checkpoint.safetensors", "model.safetensors", "results.json", "trace.safetensors",
+)  # fmt: skip
+
+
+class RunFolder:
+    """Paths and files of a run; every file in it is whole at any moment.
+
+    The log is one line a step, tab-separated, with a header; a kill can cost its last lines, which
+    resuming from the checkpoint writes again.
+
+    Args:
+        path: the folder.
+        columns: names of the log's columns, the first of which is "step".
+    """
+
+    def __init__(self, path: str | Path, columns: tuple[str, ...]) -> None:
+        self.path = Path(path)
+        self.columns = columns
+        self._log: io.TextIOWrapper | None = None
+
+    def file(self, name: str) -> Path:
+        return self.path / name
+
+    def start(self, config: Mapping[str, Any], *, overwrite: bool) -> None:
+        """Make the folder for a new run.
+
+        Raises:
+            RunError: it holds a run already and `overwrite` is false, or cannot be written.
+        """
+        if self.file(CONFIG).exists():
+            if not overwrite:
+                raise RunError(
+                    f"{self.path} already holds a run: continue it with --resume, replace it with --overwrite, or "
+                    f"choose another --out"
+                )
+            for name in (LOG, CHECKPOINT, MODEL, RESULTS, TRACE):
+                self._guard(self.file(name).unlink, missing_ok=True)
+        self.write_json(CONFIG, config)
+        self._rewrite_log([])
+
+    def resume(self, step: int) -> None:
+        """Cut the log back to the `step` steps that the checkpoint holds, and go on from there."""
+        self._rewrite_log([row for row in read_log(self.path) if int(row["step"]) <= step])
+
+    def write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        """Write a JSON file.
+
+        Raises:
+            RunError: it cannot be written.
+        """
+
+        def write() -> None:
+            with replacing(self.file(name)) as file:
+                file.write((json.dumps(content, indent=2) + "\n").encode())
+
+        self._guard(write)
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """Append one line; columns that the row lacks stay empty."""
+        if self._log is None:
+            self._log = self._guard(open, self.file(LOG), "a", encoding="utf-8", newline="")
+        self._guard(
+            self._log.write,
+            "\t".join(_cell(row.get(name)) for name in self.columns) + "\n",
+        )
+        self._guard(self._log.flush)
+
+    def close(self) -> None:
+        if self._log is not None:
+            self._log.close()
+            self._log = None
+
+    def _rewrite_log(self, rows: list[dict[str, str]]) -> None:
+        lines = ["\t".join(self.columns)] + ["\t".join(row[name] for name in self.columns) for row in rows]
+
+        def write() -> None:
+            with replacing(self.file(LOG)) as file:
+                file.write(("\n".join(lines) + "\n").encode())
+
+        self._guard(write)
+
+    def _guard(self, action: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return action(*args, **kwargs)
+        except OSError as error:
+            raise RunError(f"run folder {self.path} cannot be written: {error}") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        RunError: the file is missing or not a JSON object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise RunError(f"{path} does not exist: {path.parent} is not a run folder") from error
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise RunError(f"{path} should hold a JSON object")
+    return content
+
+
+def read_log(folder: str | Path) -> list[dict[str, str]]:
+    """Read a run's log as one dictionary of strings for each step.
+
+    A last line cut short by a kill is left out.
+
+    Raises:
+        RunError: there is no log, or a line does not fit the header.
+    """
+    path = Path(folder) / LOG
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RunError(f"{path} cannot be read: {error}") from error
+    whole = text[: text.rfind("\n") + 1]
+    reader = csv.DictReader(io.StringIO(whole), delimiter="\t", strict=True)
+    rows = list(reader)
+    for number, row in enumerate(rows, start=2):
+        if None in row or None in row.values() or not row.get("step", "").isdigit():
+            raise RunError(f"{path}, line {number}: does not fit the header {', '.join(reader.fieldnames or [])}")
+    return rows
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    # repr keeps every bit of a float, so that two logs can be compared.
+    return repr(value) if isinstance(value, float) else str(value)
