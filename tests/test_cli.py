@@ -67,8 +67,12 @@ def test_resume_takes_the_runs_own_options(tmp_path: Path, capsys: pytest.Captur
         (["mnist", "--resume"], "--resume needs --out"),
         (["mnist", "--resume", "--overwrite", "--out", "x"], "exclude each other"),
         (["mnist", "--data-dir", "nowhere"], "nowhere lacks"),
-        (["mnist", "--steps", "-1"], "--steps should be a finite number of at least 1"),
+        (["mnist", "--steps", "-1"], "--steps should be from 1 to"),
         (["plot", "nowhere"], "nowhere"),
+        (["mnist", "-m", "GRUCell", "--forget-bias", "1"], "--forget-bias has no meaning for GRUCell"),
+        (["mnist", "--data", "digits", "--data-dir", "x"], "--data-dir goes with --data mnist"),
+        (["mnist", "--seed", "20000000000000"], "--seed should be from 0 to"),
+        (["mnist", "--data", "digits", "--out", "x" * 300], "File name too long"),
         (["demo", "--steps", "0"], "--steps"),
     ],
 )

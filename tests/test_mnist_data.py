@@ -77,10 +77,11 @@ def test_without_files_or_network_the_error_names_the_three_ways() -> None:
         ("train_labels", struct.pack(">2I", 2051, 3) + bytes(3), "magic number 2051, expected 2049"),
         ("train_images", FILES["train-images-idx3-ubyte"][:-1], "holds 2367 bytes, its header promises 2368"),
         ("train_images", b"\0\0", "too short"),
-        ("t10k_images", struct.pack(">4I", 2051, 2, 2**31, 2**31), "its header promises"),
+        ("t10k_images", struct.pack(">4I", 2051, 2**31, 28, 28), "its header promises"),
         ("train_labels", struct.pack(">2I", 2049, 3) + bytes([1, 2, 10]), "label 10"),
         ("train_labels", struct.pack(">2I", 2049, 2) + bytes(2), "3 images but 2 labels"),
-        ("t10k_images", struct.pack(">4I", 2051, 2, 4, 4) + bytes(32), "16 pixels"),
+        ("t10k_images", struct.pack(">4I", 2051, 2, 16, 49) + bytes(2 * 784), "16 x 49, expected 28 x 28"),
+        ("t10k_images", struct.pack(">4I", 2051, 0, 28, 28), "t10k has 0 images but 2 labels"),
     ],
 )
 def test_corrupt_files_are_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:

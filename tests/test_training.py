@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from phased_lstm.errors import RunError
@@ -27,6 +28,14 @@ SMALL = MnistConfig(
     data="digits", steps=6, batch_size=3, hidden_size=4, test_every=4, test_size=2, checkpoint_every=2,
     initial_state_std=0.1, clip_grad_norm=1.0, lr=1e-2, threads=1,
 )  # fmt: skip
+
+
+# The same, as the killed and the starved process get it.
+ARGUMENTS = [
+    "mnist", "--data=digits", "--steps=8", "--batch-size=3", "--hidden-size=4", "--test-every=4", "--test-size=2",
+    "--checkpoint-every=2", "--initial-state-std=0.1", "--clip-grad-norm=1", "--lr=0.01", "--threads=1",
+]  # fmt: skip
+STEP = {"train_loss": 1.0, "train_accuracy": 0.5, "learning_rate": 0.1}
 
 
 @pytest.fixture(autouse=True)
@@ -69,6 +78,7 @@ def test_a_run_leaves_all_its_files(tmp_path: Path) -> None:
     names = {path.name for path in (tmp_path / "run").iterdir()}
     assert names == {
         "config.json", "log.tsv", "checkpoint.safetensors", "model.safetensors", "results.json", "trace.safetensors",
+        ".lock",
     }  # fmt: skip
     assert MnistConfig.from_json(json.loads((tmp_path / "run" / "config.json").read_text())) == SMALL
     rows = read_log(tmp_path / "run")
@@ -121,15 +131,11 @@ def test_interrupted_and_resumed_equals_uninterrupted(tmp_path: Path, monkeypatc
 def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
     config = dataclasses.replace(SMALL, steps=8, checkpoint_every=2)
     run(tmp_path / "whole", config)
-    arguments = ["--data=digits", "--steps=8", "--batch-size=3", "--hidden-size=4", "--test-every=4", "--test-size=2",
-                 "--checkpoint-every=2", "--initial-state-std=0.1", "--clip-grad-norm=1", "--lr=0.01",
-                 "--threads=1"]  # fmt: skip
     command = [
         sys.executable,
         "-m",
         "phased_lstm.cli",
-        "mnist",
-        *arguments,
+        *ARGUMENTS,
         "--out",
         str(tmp_path / "parts"),
         "--quiet",
@@ -179,6 +185,94 @@ def test_a_checkpoint_of_another_configuration_is_refused(tmp_path: Path) -> Non
     (tmp_path / "other" / "checkpoint.safetensors").replace(tmp_path / "run" / "checkpoint.safetensors")
     with pytest.raises(RunError, match=r"checkpoint\.safetensors is of another configuration"):
         run(tmp_path / "run", resume=True)
+
+
+def test_fewer_steps_than_done_are_refused(tmp_path: Path) -> None:
+    run(tmp_path / "run")
+    before = (tmp_path / "run" / "config.json").read_bytes()
+    with pytest.raises(RunError, match="has done 6 steps already"):
+        run(tmp_path / "run", mnist.resumed_config(tmp_path / "run", {"steps": 2}), resume=True)
+    assert (tmp_path / "run" / "config.json").read_bytes() == before
+
+
+def test_extending_a_finished_run_removes_what_is_no_longer_true(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(tmp_path / "run")
+    monkeypatch.setattr(mnist.MnistTask, "train_step", lambda *_: os.kill(os.getpid(), signal.SIGINT) or STEP)
+    assert run(tmp_path / "run", mnist.resumed_config(tmp_path / "run", {"steps": 9}), resume=True) is None
+    with pytest.raises(RunError, match=r"model\.safetensors does not exist"):
+        mnist.load_run(tmp_path / "run")
+    assert not (tmp_path / "run" / "results.json").exists()
+
+
+def test_a_log_that_lost_steps_is_refused(tmp_path: Path) -> None:
+    run(tmp_path / "run")
+    log = tmp_path / "run" / LOG
+    whole = log.read_text().splitlines(keepends=True)
+    log.write_text("".join(whole[:2] + whole[4:]))
+    with pytest.raises(RunError, match="does not hold each of the 6 steps"):
+        run(tmp_path / "run", resume=True)
+    log.write_text(whole[0].replace("train_loss", "loss"))
+    with pytest.raises(RunError, match="lacks the columns train_loss"):
+        run(tmp_path / "run", resume=True)
+
+
+def test_a_run_without_a_checkpoint_begins_again(tmp_path: Path) -> None:
+    run(tmp_path / "whole")
+    run(tmp_path / "parts")
+    for name in ("checkpoint.safetensors", "results.json", "model.safetensors"):
+        (tmp_path / "parts" / name).unlink()
+    run(tmp_path / "parts", mnist.resumed_config(tmp_path / "parts", {}), resume=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_one_process_at_a_time(tmp_path: Path) -> None:
+    run(tmp_path / "run")
+    other = RunFolder(tmp_path / "run", mnist.COLUMNS)
+    other.lock()
+    with pytest.raises(RunError, match="another process is training"):
+        run(tmp_path / "run", resume=True)
+    other.close()
+    assert run(tmp_path / "run", resume=True) is not None
+
+
+@pytest.mark.parametrize("damage", ["rng", "optimizer.0.exp_avg", "optimizer.1.exp_avg_sq", "optimizer.x"])
+def test_a_checkpoint_with_impossible_contents_is_refused(tmp_path: Path, damage: str) -> None:
+    run(tmp_path / "run")
+    path = tmp_path / "run" / "checkpoint.safetensors"
+    contents, metadata = load_tensors(path)
+    if damage == "optimizer.0.exp_avg":
+        del contents[damage]
+    else:
+        contents[damage] = torch.zeros(2, 7)
+    save_tensors(path, contents, metadata)
+    with pytest.raises(RunError, match="damaged"):
+        run(tmp_path / "run", resume=True)
+
+
+@pytest.mark.parametrize("metadata", ["[1]", '{"format": "x"}', "{}"])
+def test_metadata_that_is_not_ours_is_refused(tmp_path: Path, metadata: str) -> None:
+    save_file({"a": torch.zeros(1)}, tmp_path / "x.safetensors", metadata={"phased_lstm": metadata})
+    with pytest.raises(RunError, match="was not written by phased-lstm"):
+        load_tensors(tmp_path / "x.safetensors")
+
+
+def test_a_full_disk_is_reported_in_one_line(tmp_path: Path) -> None:
+    """A limit on the size of files stands in for a full disk: writing fails in the same place."""
+    script = (
+        "import resource, signal, sys\n"
+        "from phased_lstm import cli\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (900, 900))\n"
+        f"sys.exit(cli.main({[*ARGUMENTS, '--out', str(tmp_path / 'run'), '--quiet']!r}))\n"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert result.returncode == 1, result.stderr
+    assert result.stderr.startswith("phased-lstm: error: ")
+    assert result.stderr.count("\n") == 1
+    assert not list((tmp_path / "run").glob("*.part"))
+    assert not list((tmp_path / "run").glob(".*.part"))
 
 
 def test_nothing_to_resume(tmp_path: Path) -> None:

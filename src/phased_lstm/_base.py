@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ._checks import Oscillation, check_flag, check_size
-from .functional import apply_gru, apply_lstm, autocasting
+from .functional import NARROW_DTYPES, apply_gru, apply_lstm, autocasting
 from .gate import PERIOD_INIT_MAX, PERIOD_INIT_MIN, TimeGate
 from .ops.registry import check_backend_name
 
@@ -53,6 +53,7 @@ class PhasedModule(nn.Module):
         self.peephole = peephole
         self.backend = backend
         self._gate_options = gate_options
+        self._gate_names: list[str] = []
 
     def _add_weights(self, suffix: str, width: int, factory: dict[str, Any]) -> None:
         rows = self._gate_count * self.hidden_size
@@ -66,36 +67,37 @@ class PhasedModule(nn.Module):
             shapes |= dict.fromkeys(PEEPHOLES, (self.hidden_size,))
         for name, shape in shapes.items():
             self.register_parameter(name + suffix, nn.Parameter(torch.empty(shape, **factory)))
+        self._gate_names.append("gate" + suffix)
         self.add_module("gate" + suffix, TimeGate(self.hidden_size, **self._gate_options, **factory))
 
     def reset_parameters(self) -> None:
         """Draw weights from U(-1/sqrt(H), 1/sqrt(H)) as torch.nn does, and gates anew."""
         bound = 1.0 / math.sqrt(self.hidden_size)
-        for parameter in self.parameters(recurse=False):
-            nn.init.uniform_(parameter, -bound, bound)
-        for gate in self.gates:
+        gates = self.gates
+        of_gates = {id(parameter) for gate in gates for parameter in gate.parameters()}
+        for parameter in self.parameters():
+            if id(parameter) not in of_gates:
+                nn.init.uniform_(parameter, -bound, bound)
+        for gate in gates:
             gate.reset_parameters()
 
     @property
     def gates(self) -> list[TimeGate]:
         """The time gates, in the order of layers and directions."""
-        return [module for module in self.children() if isinstance(module, TimeGate)]
+        return [getattr(self, name) for name in self._gate_names]
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Load a checkpoint; one of a plain torch.nn layer loads too, with a warning.
-
-        A checkpoint without any time gate leaves the gates as they are. With `strict=False` their
-        keys are listed among the missing ones, as torch does.
-        """
-        gate_names = {f"{name}." for name, module in self.named_children() if isinstance(module, TimeGate)}
-        gate_state = {key: value for key, value in self.state_dict().items() if key.startswith(tuple(gate_names))}
-        if strict and not gate_state.keys() & state_dict.keys():
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Let a checkpoint of a plain torch.nn layer load, with a warning that names what it lacks."""
+        starts = tuple(f"{prefix}{name}." for name in self._gate_names)
+        if not any(key.startswith(starts) for key in state_dict):
+            own = {prefix + key: value for key, value in self.state_dict().items()}
+            absent = {key: value for key, value in own.items() if key.startswith(starts)}
             warnings.warn(
-                f"the checkpoint is of a layer without time gates: {', '.join(gate_state)} keep their present values",
+                f"the checkpoint is of a layer without time gates: {', '.join(absent)} keep their present values",
                 stacklevel=2,
             )
-            state_dict = gate_state | dict(state_dict)
-        return super().load_state_dict(state_dict, strict, assign)
+            state_dict.update(absent)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _direction(
         self,
@@ -107,6 +109,8 @@ class PhasedModule(nn.Module):
     ) -> tuple[Tensor | None, ...]:
         """Run one layer and direction over (N, L, width); returns (output, *final state)."""
         gate = getattr(self, "gate" + suffix)
+        if gate.hidden_size != self.hidden_size:
+            raise ValueError(f"gate{suffix} is of {gate.hidden_size} units, the layer has {self.hidden_size}")
         weights = (
             getattr(self, "weight_ih" + suffix),
             getattr(self, "weight_hh" + suffix),
@@ -122,7 +126,10 @@ class PhasedModule(nn.Module):
         times = gate.relative(times)
         if self._state_count == 1:
             return apply_gru(x, times, state[0], *weights, bias_ih, bias_hh, *timing, **options)
-        bias = None if bias_ih is None or bias_hh is None else bias_ih + bias_hh
+        bias = None
+        if bias_ih is not None and bias_hh is not None:
+            # Two 16-bit biases are added in float32, like everything else.
+            bias = bias_ih.float() + bias_hh.float() if bias_ih.dtype in NARROW_DTYPES else bias_ih + bias_hh
         peephole = torch.stack([getattr(self, name + suffix) for name in PEEPHOLES]) if self.peephole else None
         return apply_lstm(
             x,

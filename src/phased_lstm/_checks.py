@@ -26,6 +26,16 @@ def check_size(name: str, value: object) -> None:
         raise ValueError(f"{name} must be greater than zero, got {value}")
 
 
+def check_leak_and_oscillation(leak: float, oscillation: str) -> None:
+    """Raise a TypeError or ValueError unless both are valid."""
+    if isinstance(leak, bool) or not isinstance(leak, (int, float)):
+        raise TypeError(f"leak should be a number, got: {type(leak).__name__}")
+    if not 0.0 <= leak <= 1.0:
+        raise ValueError(f"leak should be in [0, 1], got {leak}")
+    if oscillation not in OSCILLATIONS:
+        raise ValueError(f"oscillation should be one of {', '.join(OSCILLATIONS)}, got {oscillation!r}")
+
+
 def check_gate_options(
     leak: float,
     ratio_on: float,
@@ -36,7 +46,7 @@ def check_gate_options(
 ) -> None:
     """Raise a TypeError or ValueError that names the first gate option out of range."""
     numbers = {
-        "leak": leak, "ratio_on": ratio_on,
+        "ratio_on": ratio_on,
         "period_init_min": period_init_min, "period_init_max": period_init_max,
     }  # fmt: skip
     for name, value in numbers.items():
@@ -44,8 +54,6 @@ def check_gate_options(
             raise TypeError(f"{name} should be a number, got: {type(value).__name__}")
     if not isinstance(trainable_ratio_on, bool):
         raise TypeError(f"trainable_ratio_on should be of type bool, got: {type(trainable_ratio_on).__name__}")
-    if not (0.0 <= leak <= 1.0):
-        raise ValueError(f"leak should be in [0, 1], got {leak}")
     if not (RATIO_MIN <= ratio_on <= 1.0):
         raise ValueError(
             f"ratio_on should be in [{RATIO_MIN:g}, 1], the share of a period that is open, got {ratio_on}"
@@ -55,8 +63,7 @@ def check_gate_options(
             f"period_init_min and period_init_max should be positive, finite and in this order, "
             f"got {period_init_min} and {period_init_max}"
         )
-    if oscillation not in OSCILLATIONS:
-        raise ValueError(f"oscillation should be one of {', '.join(OSCILLATIONS)}, got {oscillation!r}")
+    check_leak_and_oscillation(leak, oscillation)
 
 
 def check_time_dtype(times: object) -> Tensor:
@@ -117,8 +124,12 @@ def check_lengths(lengths: Tensor | Sequence[int], batch: int, steps: int, devic
         ValueError: a wrong dtype or shape, or a length outside 0 to `steps`.
     """
     if not isinstance(lengths, Tensor):
+        if not isinstance(lengths, Sequence):
+            raise TypeError(f"lengths should be a tensor or a sequence of int, got: {type(lengths).__name__}")
         if any(isinstance(length, bool) or not isinstance(length, int) for length in lengths):
             raise TypeError(f"lengths should be a tensor or a sequence of int, got: {lengths!r}")
+        if any(not 0 <= length <= steps for length in lengths):
+            raise ValueError(f"lengths should be from 0 to {steps}, the number of steps, got {list(lengths)}")
         lengths = torch.tensor(list(lengths), dtype=torch.int64, device=device)
     if lengths.dtype not in (torch.int32, torch.int64):
         raise ValueError(f"lengths should be int32 or int64, got {lengths.dtype}")

@@ -83,6 +83,23 @@ def to_padded(
     )
 
 
+def time_rows(times: Any, lengths: Any, batch_first: bool) -> tuple[Any, Any]:
+    """Bring times alone, in any form a layer takes, to (L,) or (N, L) and lengths."""
+    ragged = None
+    if isinstance(times, PackedSequence):
+        ragged = _packed_index(times), times.data
+    elif isinstance(times, Tensor) and times.is_nested:
+        ragged = _jagged_index(times), times.values()
+    if ragged is None:
+        return (
+            times.transpose(0, 1) if isinstance(times, Tensor) and times.dim() == 2 and not batch_first else times
+        ), lengths
+    index, flat = ragged
+    if lengths is not None:
+        raise ValueError(f"lengths goes with padded times; a {index.form} has its own lengths")
+    return index.pad(flat), index.lengths
+
+
 @dataclass(frozen=True)
 class _RaggedIndex:
     """Where each entry of a ragged form's flat data stands in the padded form."""
@@ -136,6 +153,11 @@ def _batch_major(times: Tensor | None, values: Tensor, batch_first: bool) -> Ten
 
 def _packed_index(packed: PackedSequence) -> _RaggedIndex:
     device = packed.data.device
+    if int(packed.batch_sizes.sum()) != len(packed.data):
+        raise ValueError(
+            f"the PackedSequence is malformed: its batch_sizes sum to {int(packed.batch_sizes.sum())}, its data has "
+            f"{len(packed.data)} rows; make it with torch.nn.utils.rnn.pack_padded_sequence"
+        )
     sizes = packed.batch_sizes.to(device)
     steps, batch = len(sizes), int(packed.batch_sizes[0])
     columns = torch.arange(steps, device=device).repeat_interleave(sizes)
@@ -163,7 +185,7 @@ def _packed_index(packed: PackedSequence) -> _RaggedIndex:
 
 
 def _jagged_index(nested: Any) -> _RaggedIndex:
-    if nested.layout != torch.jagged or nested.lengths() is not None:
+    if nested.layout != torch.jagged or nested.lengths() is not None or nested._ragged_idx != 1:
         raise ValueError(
             "nested input should be contiguous and jagged: torch.nested.nested_tensor(..., layout=torch.jagged)"
         )

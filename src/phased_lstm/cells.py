@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ._base import PhasedModule, gate_options
-from ._checks import Oscillation, check_time_dtype
+from ._checks import LARGEST_INTEGER_TIME, Oscillation, check_time_dtype
 from .functional import check_sequence
 from .gate import PERIOD_INIT_MAX, PERIOD_INIT_MIN
 
@@ -77,6 +77,8 @@ class PhasedCell(PhasedModule):
                 f"and without a time its gate would stand still"
             )
         if isinstance(times, (int, float)) and not isinstance(times, bool):
+            if isinstance(times, int) and abs(times) > LARGEST_INTEGER_TIME:
+                raise ValueError(f"integer times should be within 2**62 of zero, got {times}")
             dtype = torch.int64 if isinstance(times, int) else torch.float64
             times = torch.tensor(times, dtype=dtype, device=x.device)
         times = check_time_dtype(times)

@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = "phased-lstm") -
 
 def main_mnist(arguments: Sequence[str] | None = None, *, prog: str = "mnist_phased_lstm.py") -> int:
     """Run `phased-lstm mnist` under its historic name."""
-    parser = argparse.ArgumentParser(prog=prog, description=_MNIST_HELP, formatter_class=_HelpFormatter)
+    parser = argparse.ArgumentParser(prog=prog, description=_MNIST_HELP)
     _add_mnist_options(parser)
     return _guarded(prog, _mnist, parser.parse_args(arguments))
 
@@ -41,20 +41,14 @@ def main_mnist(arguments: Sequence[str] | None = None, *, prog: str = "mnist_pha
 def _guarded(prog: str, command: Any, options: argparse.Namespace) -> int:
     try:
         return int(command(options))
-    except (DataError, RunError, ImportError) as error:
+    except BrokenPipeError:
+        return 1
+    except (DataError, RunError, ImportError, OSError) as error:
         print(f"{prog}: error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"\n{prog}: stopped; the last checkpoint stands", file=sys.stderr)
+        print(f"\n{prog}: stopped", file=sys.stderr)
         return _INTERRUPTED
-    except BrokenPipeError:
-        return 1
-
-
-class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        # Defaults of the experiments' options are written out by hand; see _add_config_options.
-        return action.help
 
 
 _MNIST_HELP = "Train a recurrent network of 32 units on handwritten digits, read as sequences of 784 pixels."
@@ -70,7 +64,6 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         "mnist",
         help=_MNIST_HELP,
         description=_MNIST_HELP,
-        formatter_class=_HelpFormatter,
     )
     _add_mnist_options(mnist)
     mnist.set_defaults(command=_mnist)

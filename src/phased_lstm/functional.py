@@ -16,7 +16,15 @@ from typing import Any, NamedTuple, overload
 import torch
 from torch import Tensor
 
-from ._checks import OSCILLATIONS, Oscillation, check_flag, check_lengths, check_time_dtype, check_time_values, require
+from ._checks import (
+    Oscillation,
+    check_flag,
+    check_leak_and_oscillation,
+    check_lengths,
+    check_time_dtype,
+    check_time_values,
+    require,
+)
 from .ops import registry
 
 NARROW_DTYPES = (torch.float16, torch.bfloat16)
@@ -359,12 +367,7 @@ def _check_device(name: str, tensor: Tensor, like: Tensor) -> None:
         )
 
 
-def _check_options(leak: object, oscillation: object, reverse: object, return_sequence: object) -> None:
-    if isinstance(leak, bool) or not isinstance(leak, (int, float)):
-        raise TypeError(f"leak should be a number, got: {type(leak).__name__}")
-    if not 0.0 <= leak <= 1.0:
-        raise ValueError(f"leak should be in [0, 1], got {leak}")
-    if oscillation not in OSCILLATIONS:
-        raise ValueError(f"oscillation should be one of {', '.join(OSCILLATIONS)}, got {oscillation!r}")
+def _check_options(leak: float, oscillation: str, reverse: object, return_sequence: object) -> None:
+    check_leak_and_oscillation(leak, oscillation)
     check_flag("reverse", reverse)
     check_flag("return_sequence", return_sequence)

@@ -71,6 +71,10 @@ def _wide_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
+def _is_narrow(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and tensor.element_size() < 4
+
+
 def _wide(times: Tensor) -> Tensor:
     return times.to(_wide_dtype(times.device) if times.is_floating_point() else torch.int64)
 
@@ -202,6 +206,11 @@ class TimeGate(nn.Module):
             warnings.warn(
                 "oscillation='square' has a zero derivative in ratio_on: trainable_ratio_on=True will "
                 "not change it; use 'triangle' or 'cosine' to learn the ratio",
+                stacklevel=2,
+            )
+        if ratio_on >= 1.0 and trainable_ratio_on:
+            warnings.warn(
+                "ratio_on=1 has a zero derivative: trainable_ratio_on=True will not change it; start below 1",
                 stacklevel=2,
             )
         self.hidden_size = hidden_size
@@ -349,6 +358,8 @@ class TimeGate(nn.Module):
         return self
 
     def _per_unit(self, name: str, value: Tensor | float) -> Tensor:
+        if not isinstance(value, (Tensor, int, float)) or isinstance(value, bool):
+            raise TypeError(f"{name} should be a number or a tensor, got: {type(value).__name__}")
         tensor = torch.as_tensor(value, dtype=torch.float64, device=self.origin.device).detach()
         if tensor.shape not in ((), (self.hidden_size,)):
             raise ValueError(
@@ -395,11 +406,13 @@ class TimeGate(nn.Module):
         """Draw periods and shifts that suit the time scale of data.
 
         Periods are log-uniform from four median intervals up to the median duration of a sequence,
-        shifts cover all phases, both evenly over the units; the origin becomes the earliest time.
+        shifts cover all phases, both evenly over the units; the origin becomes the earliest time,
+        rounded down. From then on give real times: 0, 1, 2, ... would be far from the origin.
         Units that happen to open at none of the times are drawn again a few times.
 
         Args:
-            times: (L,) or (N, L) absolute time stamps, a typical sample of the data.
+            times: (L,) or (N, L) absolute time stamps, a typical sample of the data, a row for each
+                sequence whatever the layout of a layer; `fit_gates_` of a layer takes the layer's.
             lengths: (N,) integer number of valid steps of each row, with times (N, L).
             generator: source of randomness; default torch's global one.
 
@@ -425,6 +438,11 @@ class TimeGate(nn.Module):
         interval = torch.cat(intervals).double().median().item()
         earliest = min(row[0].item() for row in rows)
         stamps = torch.cat(rows)
+        if not 4.0 / _LARGEST_TIME <= interval <= span <= _LARGEST_TIME:
+            raise ValueError(
+                f"these times have a median interval of {interval:g} and span {span:g}: choose a unit in which both "
+                f"are between {4.0 / _LARGEST_TIME:g} and {_LARGEST_TIME:g}"
+            )
         low, high = math.log(min(4.0 * interval, span / 2.0)), math.log(span)
 
         count = self.hidden_size
@@ -460,13 +478,21 @@ class TimeGate(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TimeGate:
         def keep_wide(tensor: Tensor) -> Tensor:
             moved = fn(tensor)
-            narrowed = tensor.is_floating_point() and moved.dtype in (
-                torch.float16,
-                torch.bfloat16,
-            )
-            return tensor.to(moved.device) if narrowed else moved
+            return tensor.to(moved.device) if _is_narrow(moved) else moved
 
         return super()._apply(keep_wide, recurse)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        errors: list[str] = args[-1]
+        for key in [key for key in state_dict if key.startswith(prefix)]:
+            value = state_dict[key]
+            if isinstance(value, Tensor) and _is_narrow(value):
+                value = state_dict[key] = value.float()
+            if key == prefix + "initial_period" and not bool(((value > 0) & torch.isfinite(value)).all()):
+                errors.append(f"{key} should be positive and finite")
+            if key == prefix + "initial_ratio_on" and not bool(((value > 0) & (value <= 1)).all()):
+                errors.append(f"{key} should be in (0, 1]")
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def extra_repr(self) -> str:
         parts = [str(self.hidden_size)]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ._base import PEEPHOLES, PhasedModule, gate_options
 from ._checks import Oscillation, check_flag, check_size
-from ._sequences import PaddedBatch, Sequences, to_padded
+from ._sequences import PaddedBatch, Sequences, time_rows, to_padded
 from .functional import check_sequence
 from .gate import PERIOD_INIT_MAX, PERIOD_INIT_MIN
 
@@ -61,6 +61,7 @@ class PhasedRNN(PhasedModule):
         self.batch_first = batch_first
         self.dropout = float(dropout)
         self.bidirectional = bidirectional
+        self.proj_size = 0
         for layer in range(num_layers):
             width = input_size if layer == 0 else hidden_size * self._directions
             for suffix in self._suffixes(layer):
@@ -83,6 +84,31 @@ class PhasedRNN(PhasedModule):
 
     def flatten_parameters(self) -> None:
         """Do nothing; torch.nn.LSTM has it, and code written for it calls it."""
+
+    def fit_gates_(
+        self, times: Sequences, lengths: Tensor | Sequence[int] | None = None, *, generator: Any = None
+    ) -> Any:
+        """Fit every time gate to the time scale of data; see `TimeGate.fit_`.
+
+        Args:
+            times: absolute time stamps in any form that `forward` takes: (L,), (L, N), or (N, L) with
+                `batch_first`, a PackedSequence or a jagged tensor.
+            lengths: (N,) integer number of valid steps of each padded sequence.
+            generator: source of randomness; default torch's global one.
+
+        Returns:
+            The layer itself.
+
+        Raises:
+            TypeError, ValueError: as `TimeGate.fit_`.
+
+        Warns:
+            UserWarning: names the units of a gate that never open.
+        """
+        rows, valid = time_rows(times, lengths, self.batch_first)
+        for gate in self.gates:
+            gate.fit_(rows, valid, generator=generator)
+        return self
 
     def _run(
         self,
@@ -153,7 +179,9 @@ class PhasedRNN(PhasedModule):
         with torch.no_grad():
             for name, parameter in self.named_parameters(recurse=False):
                 if name.rsplit("_l", 1)[0] not in PEEPHOLES:
-                    parameter.copy_(getattr(source, name))
+                    original = getattr(source, name)
+                    parameter.copy_(original)
+                    parameter.requires_grad_(original.requires_grad)
         self.train(source.training)
 
     def extra_repr(self) -> str:
@@ -247,7 +275,6 @@ class PhasedLSTM(PhasedRNN):
             gate_options(leak, ratio_on, trainable_ratio_on, period_init_min, period_init_max, oscillation),
             {"device": device, "dtype": dtype},
         )  # fmt: skip
-        self.proj_size = 0
 
     def forward(
         self,
@@ -390,7 +417,7 @@ def _convert(cls: type[Any], source: nn.RNNBase, options: dict[str, Any]) -> Any
     weight = source.weight_ih_l0
     target = cls(
         source.input_size, source.hidden_size, source.num_layers, source.bias, source.batch_first,
-        source.dropout, source.bidirectional, device=weight.device, dtype=weight.dtype, **options,
+        source.dropout, source.bidirectional, **({"device": weight.device, "dtype": weight.dtype} | options),
     )  # fmt: skip
     target._copy_from(source)
     return target

@@ -22,6 +22,7 @@ _COLOURS = {
 }  # fmt: skip
 _SPARE_COLOURS = ("#E69F00", "#56B4E9", "#000000", "#F0E442")
 _GATE_UNITS = 8
+_COLUMNS = ("step", "train_loss", "train_accuracy", "test_loss", "test_accuracy")
 
 
 def plot_runs(runs: list[Path], out: Path) -> list[Path]:
@@ -37,7 +38,7 @@ def plot_runs(runs: list[Path], out: Path) -> list[Path]:
     Raises:
         RunError: a folder holds no run, or a picture cannot be written.
     """
-    logs = {run: read_log(run) for run in runs}
+    logs = {run: read_log(run, _COLUMNS) for run in runs}
     names = {run: str(read_json(run / CONFIG).get("model", run.name)) for run in runs}
     labels = {run: names[run] if list(names.values()).count(names[run]) == 1 else run.name for run in runs}
     for run, rows in logs.items():
@@ -53,6 +54,8 @@ def plot_runs(runs: list[Path], out: Path) -> list[Path]:
     traced = next((run for run in runs if (run / TRACE).exists()), None)
     if traced is not None:
         tensors, _ = load_tensors(traced / TRACE)
+        if not {"times", "openness", "state"} <= tensors.keys():
+            raise RunError(f"{traced / TRACE} does not hold a trace of a time gate")
         written.append(_save(_gate(tensors, labels[traced]), out / "gate.png"))
     return written
 

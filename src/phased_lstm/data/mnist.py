@@ -92,8 +92,8 @@ def load_mnist(data_dir: str | Path | None = None, *, progress: bool = True) -> 
     ):
         if len(images) != len(labels):
             raise DataError(f"{folder}: {part} has {len(images)} images but {len(labels)} labels")
-        if images.shape[1] != STEPS:
-            raise DataError(f"{folder}: {part} images have {images.shape[1]} pixels, expected {SIDE} x {SIDE}")
+        if not len(images):
+            raise DataError(f"{folder}: {part} holds no images")
     return Digits(train_images, train_labels.long(), test_images, test_labels.long())
 
 
@@ -152,10 +152,12 @@ def _download(name: str, checksum: str, target: Path, progress: bool) -> None:
             return
         except (OSError, http.client.HTTPException, DataError) as error:
             failures.append(f"{mirror}: {error}")
+    root = os.environ.get("PHASED_LSTM_DATA")
     raise DataError(
         f"{name} could not be downloaded ({'; '.join(failures)}). Three ways to bring MNIST: --data-dir FOLDER with "
         f"the four idx files; PHASED_LSTM_DATA=FOLDER with them in FOLDER/mnist; or a network that reaches a mirror, "
         f"for a download into {target.parent}. Without any: --data digits needs no download"
+        + (f". PHASED_LSTM_DATA is {root}, which has no mnist/ with all four" if root else "")
     )
 
 
@@ -195,14 +197,12 @@ def _read_idx(folder: Path, name: str) -> Tensor:
     found, *sizes = struct.unpack(f">{1 + rank}I", data[:header])
     if found != magic:
         raise DataError(f"{path} has magic number {found}, expected {magic}: not the idx file its name says")
-    expected = header
-    pixels = 1
-    for size in sizes[1:]:
-        pixels *= size
-    expected += sizes[0] * pixels
+    if rank == 3 and sizes[1:] != [SIDE, SIDE]:
+        raise DataError(f"{path} holds images of {sizes[1]} x {sizes[2]}, expected {SIDE} x {SIDE}")
+    expected = header + sizes[0] * (STEPS if rank == 3 else 1)
     if len(data) != expected:
         raise DataError(f"{path} holds {len(data)} bytes, its header promises {expected}: truncated or corrupt")
     flat = torch.frombuffer(bytearray(data[header:]), dtype=torch.uint8) if len(data) > header else torch.empty(0)
     if rank == 1 and bool((flat > 9).any()):
         raise DataError(f"{path} holds a label {int(flat.max())}, expected 0 to 9")
-    return flat.reshape(sizes[0], pixels) if rank == 3 else flat
+    return flat.reshape(sizes[0], STEPS) if rank == 3 else flat

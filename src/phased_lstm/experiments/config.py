@@ -13,9 +13,9 @@ MODELS = ("PhasedLSTMCell", "BasicLSTMCell", "PhasedGRUCell", "GRUCell")
 DATA = ("mnist", "digits")
 
 
-def option(default: Any, help: str, *, choices: tuple[str, ...] = (), low: float = -math.inf) -> Any:
+def option(default: Any, help: str, *, choices: tuple[str, ...] = (), low: float = -1e6, high: float = 1e6) -> Any:
     """A dataclass field that is also a command-line option."""
-    return field(default=default, metadata={"help": help, "choices": choices, "low": low})
+    return field(default=default, metadata={"help": help, "choices": choices, "low": low, "high": high})
 
 
 @dataclass(frozen=True)
@@ -36,15 +36,15 @@ class MnistConfig:
         choices=DATA,
     )
     data_dir: str | None = option(None, "folder of the four MNIST idx files (default: see README)")
-    steps: int = option(2000, "training steps", low=1)
+    steps: int = option(2000, "training steps", low=1, high=10**9)
     batch_size: int = option(256, "sequences in a batch", low=1)
-    hidden_size: int = option(32, "units of a layer", low=1)
-    num_layers: int = option(1, "stacked layers", low=1)
-    lr: float = option(1e-3, "learning rate of Adam", low=0.0)
+    hidden_size: int = option(32, "units of a layer", low=1, high=65536)
+    num_layers: int = option(1, "stacked layers", low=1, high=1000)
+    lr: float = option(1e-3, "learning rate of Adam", low=0.0, high=1e3)
     lr_warmup: int = option(0, "steps over which the learning rate rises linearly", low=0)
     lr_cosine: bool = option(False, "let the learning rate fall to zero along a cosine")
     clip_grad_norm: float = option(0.0, "limit of the gradient's norm, 0 for none", low=0.0)
-    seed: int = option(0, "seed of initial weights, batches and noise", low=0)
+    seed: int = option(0, "seed of initial weights, batches and noise", low=0, high=10**9)
     forget_bias: float | None = option(
         None,
         "added to the forget gate's initial bias (default: 1 for BasicLSTMCell as in TensorFlow, else 0)",
@@ -60,30 +60,35 @@ class MnistConfig:
     test_every: int = option(100, "steps between tests", low=1)
     test_size: int = option(1000, "test images used between; the end takes all", low=1)
     checkpoint_every: int = option(100, "steps between checkpoints", low=1)
-    threads: int = option(0, "CPU threads, 0 for torch's choice", low=0)
+    threads: int = option(0, "CPU threads, 0 for torch's choice", low=0, high=1024)
 
     def __post_init__(self) -> None:
         for item in fields(self):
             value = getattr(self, item.name)
-            choices, low = item.metadata["choices"], item.metadata["low"]
+            choices, low, high = (item.metadata[name] for name in ("choices", "low", "high"))
             if choices and value not in choices:
                 raise RunError(f"{flag(item.name)} should be one of {', '.join(choices)}, got {value!r}")
-            if isinstance(value, (int, float)) and not isinstance(value, bool) and not low <= value < math.inf:
-                raise RunError(f"{flag(item.name)} should be a finite number of at least {low:g}, got {value}")
+            if isinstance(value, (int, float)) and not isinstance(value, bool) and not low <= value <= high:
+                raise RunError(f"{flag(item.name)} should be from {low:g} to {high:g}, got {value}")
+        if self.forget_bias is not None and "LSTM" not in self.model:
+            raise RunError(f"--forget-bias has no meaning for {self.model}, which has no forget gate")
+        if self.data_dir is not None and self.data != "mnist":
+            raise RunError("--data-dir goes with --data mnist; the digits are part of scikit-learn")
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> MnistConfig:
-        """Build from a run's configuration, refusing unknown keys.
+        """Build from a run's configuration; what it does not name has its default.
 
         Raises:
-            RunError: an unknown or missing key, or a value of the wrong type.
+            RunError: an unknown key, or a value of the wrong type or out of range.
         """
         hints = get_type_hints(cls)
         for name, value in content.items():
             if name not in hints:
                 raise RunError(f"the run's configuration has an unknown entry {name!r}: a newer version wrote it")
             allowed = get_args(hints[name]) or (hints[name],)
-            if not isinstance(value, (*allowed, int) if float in allowed else allowed):
+            fits = isinstance(value, (*allowed, int) if float in allowed else allowed)
+            if not fits or (isinstance(value, bool) and bool not in allowed):
                 raise RunError(f"the run's configuration has {name} = {value!r}, which is of the wrong type")
         return cls(**content)
 
@@ -91,7 +96,7 @@ class MnistConfig:
         return dataclasses.asdict(self)
 
 
-# Options that a resumed run may change without changing its figures.
+# Options that a resumed run may change: none of them changes what a training step does.
 FREE_ON_RESUME = ("steps", "threads", "checkpoint_every", "data_dir")
 
 

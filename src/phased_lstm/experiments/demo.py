@@ -53,7 +53,7 @@ def run(out: Path, *, steps: int, threads: int = 0, progress: bool = True) -> in
     for model, folder in zip(_MODELS, folders, strict=True):
         results = run_mnist(configuration(model, steps, threads), folder, overwrite=True, progress=progress)
         if results is None:
-            print(f"interrupted; {folder} holds a checkpoint")
+            print("interrupted")
             return 130
         rows.append(results)
     print(table(rows))

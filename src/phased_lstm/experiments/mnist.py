@@ -224,13 +224,23 @@ def run(
     except ValueError as error:
         raise RunError(str(error)) from error
     if resume:
-        folder.write_json(CONFIG, config.to_json())
+        folder.lock()
     else:
         folder.start(config.to_json(), overwrite=overwrite)
+    try:
+        return _train(config, task, folder, resume=resume, progress=progress)
+    finally:
+        folder.close()
+
+
+def _train(
+    config: MnistConfig, task: MnistTask, folder: RunFolder, *, resume: bool, progress: bool
+) -> dict[str, Any] | None:
     finished = train(
         task, folder, steps=config.steps, test_every=config.test_every, checkpoint_every=config.checkpoint_every,
         resume=resume, progress=progress, label=config.model,
     )  # fmt: skip
+    folder.write_json(CONFIG, config.to_json())
     if not finished:
         return None
     results = _results(config, task, folder)
@@ -238,7 +248,7 @@ def run(
     if task.model.is_phased:
         save_tensors(
             folder.file(TRACE),
-            trace(task.model, digits.test_images[0]),
+            trace(task.model, task.digits.test_images[0]),
             {"model": config.model},
         )
     folder.write_json(RESULTS, results)
@@ -294,12 +304,12 @@ def trace(model: SequenceClassifier, image: Tensor) -> dict[str, Tensor]:
 
 
 def _results(config: MnistConfig, task: MnistTask, folder: RunFolder) -> dict[str, Any]:
-    rows = read_log(folder.path)
+    rows = read_log(folder.path, COLUMNS)
     recent = rows[-100:]
     return {
         "model": config.model,
         "data": config.data,
-        "steps": config.steps,
+        "steps": len(rows),
         "train_accuracy_last_100": statistics.fmean(float(row["train_accuracy"]) for row in recent),
         "train_loss_last_100": statistics.fmean(float(row["train_loss"]) for row in recent),
         **task.evaluate(),

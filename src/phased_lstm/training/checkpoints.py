@@ -45,16 +45,15 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = json.loads((file.metadata() or {})["phased_lstm"])
+            metadata = dict(json.loads((file.metadata() or {})["phased_lstm"]))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        version = int(metadata["format"])
     except FileNotFoundError as error:
         raise RunError(f"{path} does not exist") from error
-    except (SafetensorError, KeyError, ValueError, OSError) as error:
+    except (SafetensorError, KeyError, ValueError, TypeError, OSError) as error:
         raise RunError(f"{path} is damaged or was not written by phased-lstm: {error}") from error
-    if metadata.get("format", 0) > FORMAT_VERSION:
-        raise RunError(
-            f"{path} has format {metadata['format']}, this version reads up to {FORMAT_VERSION}: upgrade phased-lstm"
-        )
+    if version > FORMAT_VERSION:
+        raise RunError(f"{path} has format {version}, this version reads up to {FORMAT_VERSION}: upgrade phased-lstm")
     return tensors, metadata
 
 
@@ -97,13 +96,22 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
     if metadata.get("optimizer") != type(optimizer).__name__ or _GENERATOR not in tensors:
         raise RunError(f"{path} is not a checkpoint of {type(optimizer).__name__}")
     _fit(path, model, _part(tensors, _MODEL))
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in _part(tensors, _OPTIMIZER).items():
-        index, key = name.split(".", 1)
-        state.setdefault(int(index), {})[key] = tensor
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    torch.set_rng_state(tensors[_GENERATOR])
-    return int(metadata["step"])
+    try:
+        for name, tensor in _part(tensors, _OPTIMIZER).items():
+            index, key = name.split(".", 1)
+            # The optimiser itself would notice a wrong shape in the next step only.
+            if tensor.dim() and tensor.shape != parameters[int(index)].shape:
+                raise ValueError(f"{name} has shape {tuple(tensor.shape)}")
+            state.setdefault(int(index), {})[key] = tensor
+        if len({frozenset(entries) for entries in state.values()}) > 1:
+            raise ValueError("the optimiser's state is not complete")
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        torch.set_rng_state(tensors[_GENERATOR])
+        return int(metadata["step"])
+    except (KeyError, IndexError, ValueError, TypeError, RuntimeError) as error:
+        raise RunError(f"{path} is damaged: {error}") from error
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

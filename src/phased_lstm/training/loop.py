@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -51,7 +52,7 @@ def train(
 
     Args:
         task: model, optimiser and what a step does.
-        run: the run's folder, already started.
+        run: the run's folder, claimed; the caller closes it.
         steps: number of updates in all, those before a resume included.
         test_every: steps between tests; the last step is tested too.
         checkpoint_every: steps between checkpoints.
@@ -63,37 +64,39 @@ def train(
         True when all steps are done, False when interrupted.
 
     Raises:
-        RunError: the checkpoint cannot be read or written, or the loss is not finite.
+        RunError: the checkpoint cannot be read or written, has more than `steps` steps, or the log lacks
+            some of them; or the loss is not finite.
     """
     done = 0
     if resume:
-        done = load_checkpoint(run.file(CHECKPOINT), task.model, task.optimizer)
+        # A run killed before its first checkpoint begins again, to the same figures.
+        if run.file(CHECKPOINT).exists():
+            done = load_checkpoint(run.file(CHECKPOINT), task.model, task.optimizer)
+        if done > steps:
+            raise RunError(f"the run in {run.path} has done {done} steps already, --steps should be at least that")
         run.resume(done)
     with _interruptible() as interrupted, _bar(done, steps, label, progress) as bar:
-        try:
-            while done < steps and not interrupted():
-                started = time.perf_counter()
-                row: dict[str, Any] = task.train_step(done)
-                row["seconds"] = time.perf_counter() - started
-                done += 1
-                if not torch.isfinite(torch.tensor(row["train_loss"])):
-                    raise RunError(
-                        f"the training loss is {row['train_loss']} at step {done}: lower --lr or clip gradients with "
-                        f"--clip-grad-norm; the last checkpoint is in {run.path}"
-                    )
-                if done % test_every == 0 or done == steps:
-                    row |= task.test()
-                run.log({"step": done} | row)
-                bar.set_postfix(
-                    {name: f"{row[name]:.3f}" for name in ("train_loss", "train_accuracy") if name in row},
-                    refresh=False,
+        while done < steps and not interrupted():
+            started = time.perf_counter()
+            row: dict[str, Any] = task.train_step(done)
+            row["seconds"] = time.perf_counter() - started
+            done += 1
+            if not torch.isfinite(torch.tensor(row["train_loss"])):
+                raise RunError(
+                    f"the training loss is {row['train_loss']} at step {done}: lower --lr or clip gradients with "
+                    f"--clip-grad-norm; the run so far is in {run.path}"
                 )
-                bar.update()
-                if done % checkpoint_every == 0:
-                    save_checkpoint(run.file(CHECKPOINT), done, task.model, task.optimizer)
-            save_checkpoint(run.file(CHECKPOINT), done, task.model, task.optimizer)
-        finally:
-            run.close()
+            if done % test_every == 0 or done == steps:
+                row |= task.test()
+            run.log({"step": done} | row)
+            bar.set_postfix(
+                {name: f"{row[name]:.3f}" for name in ("train_loss", "train_accuracy") if name in row},
+                refresh=False,
+            )
+            bar.update()
+            if done % checkpoint_every == 0:
+                save_checkpoint(run.file(CHECKPOINT), done, task.model, task.optimizer)
+        save_checkpoint(run.file(CHECKPOINT), done, task.model, task.optimizer)
     return done >= steps
 
 
@@ -105,20 +108,22 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
     def ask(number: int, frame: FrameType | None) -> None:
         nonlocal asked
         asked = True
-        signal.signal(number, previous[number])
+        restore()
         print("\nstopping after this step; once more to stop at once", file=sys.stderr)
+
+    def restore() -> None:
+        for kind, handler in previous.items():
+            signal.signal(kind, handler)
 
     previous: dict[int, Any] = {}
     try:
         for kind in (signal.SIGINT, signal.SIGTERM):
-            try:
+            # What a parent process has switched off stays off.
+            if threading.current_thread() is threading.main_thread() and signal.getsignal(kind) != signal.SIG_IGN:
                 previous[kind] = signal.signal(kind, ask)
-            except ValueError:  # not in the main thread, which alone receives signals
-                break
         yield lambda: asked
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        restore()
 
 
 def _bar(done: int, steps: int, label: str, shown: bool) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -12,16 +13,22 @@ from typing import Any
 from ..errors import RunError
 from ..files import replacing
 
+try:
+    import fcntl
+except ImportError:  # not on Windows, where a run folder is not claimed
+    fcntl = None  # type: ignore[assignment]
+
+_LOCK = ".lock"
 CONFIG, LOG, CHECKPOINT, MODEL, RESULTS, TRACE = (
     "config.json", "log.tsv", "checkpoint.safetensors", "model.safetensors", "results.json", "trace.safetensors",
 )  # fmt: skip
 
 
 class RunFolder:
-    """Paths and files of a run; every file in it is whole at any moment.
+    """Paths and files of a run; every file in it but the log is whole at any moment.
 
-    The log is one line a step, tab-separated, with a header; a kill can cost its last lines, which
-    resuming from the checkpoint writes again.
+    The log is one line a step, tab-separated, with a header. A kill or a full disk can cut its last
+    line; resuming writes again what came after the checkpoint. One process at a time may write.
 
     Args:
         path: the folder.
@@ -32,6 +39,7 @@ class RunFolder:
         self.path = Path(path)
         self.columns = columns
         self._log: io.TextIOWrapper | None = None
+        self._lock: io.TextIOWrapper | None = None
 
     def file(self, name: str) -> Path:
         return self.path / name
@@ -42,20 +50,49 @@ class RunFolder:
         Raises:
             RunError: it holds a run already and `overwrite` is false, or cannot be written.
         """
-        if self.file(CONFIG).exists():
-            if not overwrite:
-                raise RunError(
-                    f"{self.path} already holds a run: continue it with --resume, replace it with --overwrite, or "
-                    f"choose another --out"
-                )
-            for name in (LOG, CHECKPOINT, MODEL, RESULTS, TRACE):
-                self._guard(self.file(name).unlink, missing_ok=True)
+        if self.file(CONFIG).exists() and not overwrite:
+            raise RunError(
+                f"{self.path} already holds a run: continue it with --resume, replace it with --overwrite, or "
+                f"choose another --out"
+            )
+        self.lock()
+        self._remove(LOG, CHECKPOINT, MODEL, RESULTS, TRACE)
         self.write_json(CONFIG, config)
         self._rewrite_log([])
 
+    def lock(self) -> None:
+        """Claim the folder until `close` or the end of the process.
+
+        Raises:
+            RunError: another process has claimed it, or it cannot be written.
+        """
+        self._guard(self.path.mkdir, parents=True, exist_ok=True)
+        if fcntl is None or self._lock is not None:
+            return
+        self._lock = self._guard(open, self.file(_LOCK), "w", encoding="utf-8")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._lock.close()
+            self._lock = None
+            raise RunError(f"another process is training in {self.path}") from error
+
     def resume(self, step: int) -> None:
-        """Cut the log back to the `step` steps that the checkpoint holds, and go on from there."""
-        self._rewrite_log([row for row in read_log(self.path) if int(row["step"]) <= step])
+        """Cut the log back to the `step` steps that the checkpoint holds, and go on from there.
+
+        What a finished run left (model, results, trace) is removed: it will be written again.
+
+        Raises:
+            RunError: the log lacks some of these steps.
+        """
+        rows = [row for row in read_log(self.path, self.columns) if int(row["step"]) <= step]
+        if [int(row["step"]) for row in rows] != list(range(1, step + 1)):
+            raise RunError(
+                f"{self.file(LOG)} does not hold each of the {step} steps of the checkpoint: the run cannot go on; "
+                f"start anew with --overwrite"
+            )
+        self._remove(MODEL, RESULTS, TRACE)
+        self._rewrite_log(rows)
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a JSON file.
@@ -81,9 +118,19 @@ class RunFolder:
         self._guard(self._log.flush)
 
     def close(self) -> None:
+        """Give up the log and the claim on the folder."""
         if self._log is not None:
-            self._log.close()
+            # A full disk has been reported where it was met.
+            with contextlib.suppress(OSError):
+                self._log.close()
             self._log = None
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def _remove(self, *names: str) -> None:
+        for name in names:
+            self._guard(self.file(name).unlink, missing_ok=True)
 
     def _rewrite_log(self, rows: list[dict[str, str]]) -> None:
         lines = ["\t".join(self.columns)] + ["\t".join(row[name] for name in self.columns) for row in rows]
@@ -118,13 +165,17 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def read_log(folder: str | Path) -> list[dict[str, str]]:
+def read_log(folder: str | Path, columns: tuple[str, ...] = ("step",)) -> list[dict[str, str]]:
     """Read a run's log as one dictionary of strings for each step.
 
     A last line cut short by a kill is left out.
 
+    Args:
+        folder: the run's folder.
+        columns: those that must be there.
+
     Raises:
-        RunError: there is no log, or a line does not fit the header.
+        RunError: there is no log, a column is missing, or a line does not fit the header.
     """
     path = Path(folder) / LOG
     try:
@@ -133,7 +184,13 @@ def read_log(folder: str | Path) -> list[dict[str, str]]:
         raise RunError(f"{path} cannot be read: {error}") from error
     whole = text[: text.rfind("\n") + 1]
     reader = csv.DictReader(io.StringIO(whole), delimiter="\t", strict=True)
-    rows = list(reader)
+    try:
+        rows = list(reader)
+    except csv.Error as error:
+        raise RunError(f"{path}, line {reader.line_num}: {error}") from error
+    absent = set(columns) - set(reader.fieldnames or [])
+    if absent:
+        raise RunError(f"{path} lacks the columns {', '.join(sorted(absent))}")
     for number, row in enumerate(rows, start=2):
         if None in row or None in row.values() or not row.get("step", "").isdigit():
             raise RunError(f"{path}, line {number}: does not fit the header {', '.join(reader.fieldnames or [])}")
