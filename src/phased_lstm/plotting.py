@@ -56,7 +56,8 @@ def plot_runs(runs: list[Path], out: Path) -> list[Path]:
         tensors, _ = load_tensors(traced / TRACE)
         if not {"times", "openness", "state"} <= tensors.keys():
             raise RunError(f"{traced / TRACE} does not hold a trace of a time gate")
-        written.append(_save(_gate(tensors, labels[traced]), out / "gate.png"))
+        state = "cell state c" if "LSTM" in names[traced] else "hidden state h"
+        written.append(_save(_gate(tensors, labels[traced], state), out / "gate.png"))
     return written
 
 
@@ -104,7 +105,7 @@ def _curves(
     return figure
 
 
-def _gate(tensors: dict[str, Any], label: str) -> Figure:
+def _gate(tensors: dict[str, Any], label: str, name: str) -> Figure:
     """Openness of units over time, above the state that holds between openings."""
     times, openness, state = (tensors[name].double().numpy() for name in ("times", "openness", "state"))
     # Units with a few openings each show the rhythm best.
@@ -133,9 +134,9 @@ def _gate(tensors: dict[str, Any], label: str) -> Figure:
         fontsize="small",
     )
     top.set_title(f"{label}: openness k of the time gate")
-    bottom.set_title("state of the same units: it moves only while the gate is open (dots)")
+    bottom.set_title(f"{name} of the same units: it moves only while the gate is open (dots)")
     bottom.set_xlabel("time (steps)")
-    bottom.set_ylabel("state")
+    bottom.set_ylabel(name)
     bottom.grid(alpha=0.25)
     return figure
 
