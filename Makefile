@@ -12,11 +12,13 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint typecheck clean
+.PHONY: help setup demo test bench sanitize lint typecheck clean
 
 help:
 	@echo "make demo       train Basic LSTM and Phased LSTM on digits, with table and pictures (runs/demo)"
 	@echo "make test       run the tests"
+	@echo "make bench      time layers against torch.nn.LSTM"
+	@echo "make sanitize   test the kernels under AddressSanitizer and UndefinedBehaviorSanitizer"
 	@echo "make lint       check style"
 	@echo "make typecheck  check types"
 	@echo "make setup      only the virtual environment in $(VENV)"
@@ -24,7 +26,7 @@ help:
 
 setup: $(STAMP)
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml setup.py constraints.txt $(wildcard src/phased_lstm/csrc/*)
 	@test -n "$(PYTHON)" || { echo "no Python 3.11 or newer found; name one: make PYTHON=/path/to/python3"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt "setuptools>=77" torch
@@ -37,6 +39,12 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2
 
+bench: $(STAMP)
+	$(BIN)/python benchmarks/layers.py
+
+sanitize: $(STAMP)
+	tests/sanitize $(BIN)/python
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -45,4 +53,4 @@ typecheck: $(STAMP)
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) build src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) build src/*.egg-info src/phased_lstm/_native*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis

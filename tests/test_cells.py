@@ -79,10 +79,13 @@ def test_forms_of_times(made: Any) -> None:
     cell = made(3, 5, ratio_on=0.6, period_init_min=2.0, period_init_max=9.0)
     x = torch.randn(4, 3)
     wanted = as_tuple(cell(x, None, 3.0))
-    forms: list[Any] = [3, torch.tensor(3), torch.tensor(3.0), torch.full((4,), 3), torch.full((4,), 3.0).double()]
-    for times in forms:
+    for times in (3, torch.tensor(3), torch.tensor(3.0)):
         for got, state in zip(as_tuple(cell(x, None, times)), wanted, strict=True):
             assert torch.equal(got, state)
+    # A backend may add up in another order when it knows that the time is shared.
+    for times in (torch.full((4,), 3), torch.full((4,), 3.0).double()):
+        for got, state in zip(as_tuple(cell(x, None, times)), wanted, strict=True):
+            torch.testing.assert_close(got, state, rtol=1e-6, atol=1e-7)
     own = torch.tensor([0.0, 1.5, 3.0, 4.5])
     together = as_tuple(cell(x, None, own))
     for row in range(4):

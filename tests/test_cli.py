@@ -95,7 +95,8 @@ def test_info_names_every_backend(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["info"]) == 0
     out = capsys.readouterr().out
     assert "backend reference: available" in out
-    assert "backend native: missing: " in out
+    assert "backend native: " in out
+    assert "backend triton: missing: " in out
 
 
 def test_demo_prints_a_table_and_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

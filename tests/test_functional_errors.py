@@ -145,7 +145,7 @@ def test_devices(kind: str, name: str) -> None:
 
 
 @KINDS
-@pytest.mark.parametrize("backend", ["native", "triton"])
+@pytest.mark.parametrize("backend", ["triton"])
 def test_absent_backends_are_named_with_the_reason(kind: str, backend: str) -> None:
     assert_refused(kind, {"backend": backend}, ImportError, f"backend {backend!r} is not available: this version")
 

@@ -44,7 +44,7 @@ f64 = torch.float64
         ({"oscillation": "sine"}, ValueError, "oscillation should be one of triangle, square, cosine"),
         ({"period_init_min": -1.0}, ValueError, "period_init_min and period_init_max should be positive"),
         ({"backend": "fast"}, ValueError, "backend should be one of auto, reference, native, triton, got 'fast'"),
-        ({"backend": "native"}, ImportError, "backend 'native' is not available"),
+        ({"backend": "triton"}, ImportError, "backend 'triton' is not available"),
         ({"nonsense": 1}, TypeError, "unexpected keyword argument 'nonsense'"),
     ],
 )

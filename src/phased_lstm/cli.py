@@ -179,10 +179,13 @@ def _info(options: argparse.Namespace) -> int:
     import torch
 
     from . import backends
+    from .ops import native
 
     print(f"phased-lstm {__version__}, torch {torch.__version__}, {torch.get_num_threads()} threads")
     for name, status in backends().items():
         print(f"backend {name}: {'available' if status.available else 'missing: ' + status.reason}")
+    if backends()["native"].available:
+        print(f"native kernels use {native.instruction_set()}")
     return 0
 
 

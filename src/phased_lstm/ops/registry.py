@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from . import reference
+from . import native, reference
 
 
 class BackendStatus(NamedTuple):
@@ -41,16 +41,14 @@ def _never(*_: object) -> str:
     return ""
 
 
-REFERENCE = Backend("reference", reference.phased_lstm, reference.phased_gru, _never, _never)
-
 # Fastest first: "auto" takes the first that serves the call.
-_BACKENDS: dict[str, Backend] = {"reference": REFERENCE}
+_BACKENDS: dict[str, Backend] = {
+    "native": Backend("native", native.phased_lstm, native.phased_gru, native.missing, native.refuses),
+    "reference": Backend("reference", reference.phased_lstm, reference.phased_gru, _never, _never),
+}
 
 # Names that the interface promises and this version does not carry.
-_ABSENT = {
-    "native": "this version of phased-lstm carries no compiled CPU kernels",
-    "triton": "this version of phased-lstm carries no GPU kernels",
-}
+_ABSENT = {"triton": "this version of phased-lstm carries no GPU kernels"}
 
 
 def backends() -> dict[str, BackendStatus]:
@@ -59,8 +57,8 @@ def backends() -> dict[str, BackendStatus]:
     Returns:
         A dictionary from name to `BackendStatus(available, reason)`.
     """
-    present = {name: BackendStatus(not backend.missing(), backend.missing()) for name, backend in _BACKENDS.items()}
-    return present | {name: BackendStatus(False, reason) for name, reason in _ABSENT.items()}
+    reasons = {name: backend.missing() for name, backend in reversed(_BACKENDS.items())} | _ABSENT
+    return {name: BackendStatus(not reason, reason) for name, reason in reasons.items()}
 
 
 def check_backend_name(name: object) -> None:

@@ -1,0 +1,25 @@
+// Vectors whose data begin on a cache line: a wide load that straddles two lines costs twice.
+#pragma once
+
+#include <cstddef>
+#include <new>
+#include <vector>
+
+namespace phased_lstm {
+
+template <typename T>
+struct LineAllocator {
+  using value_type = T;
+  static constexpr std::align_val_t kLine{64};
+  LineAllocator() = default;
+  template <typename U>
+  LineAllocator(const LineAllocator<U>&) {}
+  T* allocate(std::size_t n) { return static_cast<T*>(::operator new(n * sizeof(T), kLine)); }
+  void deallocate(T* p, std::size_t) { ::operator delete(p, kLine); }
+  friend bool operator==(const LineAllocator&, const LineAllocator&) { return true; }
+};
+
+template <typename T>
+using Buffer = std::vector<T, LineAllocator<T>>;
+
+}  // namespace phased_lstm

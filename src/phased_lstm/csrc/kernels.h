@@ -1,0 +1,137 @@
+// What the instruction-set specific kernels take, and the table through which they are called.
+//
+// Letters: N sequences, L steps, I input features, H units, G gates (LSTM 4: i, f, g, o; GRU 3: r, z, n),
+// E events. An event is a (step, unit) at which the unit may change. All arrays are dense in the
+// order given, row-major. No two arrays of a call overlap. Every pointer must stay valid for the
+// call alone; nothing is kept.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "buffer.h"
+
+namespace phased_lstm {
+
+enum Oscillation : int64_t { kTriangle = 0, kSquare = 1, kCosine = 2 };
+
+// The open events of one or several rows of times.
+//   offsets  (R, L + 1): events of step t of row r are offsets[r][t] .. offsets[r][t + 1]
+//   units    (E): increasing within a step
+//   phases   (E): phi in [0, 1), in the compute type
+// R is N, or 1 when all sequences share their times (`shared`).
+template <typename T>
+struct Events {
+  const int64_t* offsets;
+  const int32_t* units;
+  const T* phases;
+  int64_t count;
+  bool shared;
+};
+
+// The time gate.
+struct GateTimes {
+  const double* coarse;    // (R, L) times as doubles
+  const double* residue;   // (R, L) what the conversion rounded off, or null when nothing
+  int64_t rows, steps, units;
+  const double* period;    // (H) > 0
+  const double* shift;     // (H)
+  const double* ratio_on;  // (H) in (0, 1]
+  bool all_open;           // leak > 0: every unit is an event at every step
+};
+
+template <typename T>
+struct Layer {
+  int64_t batch, steps, inputs, units;
+  bool reverse;
+  Events<T> events;
+  bool panels;             // run sequences side by side, which needs shared times or all units open
+  const int64_t* lengths;  // (N) or null: steps beyond lengths[n] are skipped
+  const T* input;          // (N, L, I)
+  const T* weight_ih;      // (G * H, I), torch's gate order
+  const T* weight_hh;      // (G * H, H)
+  const T* bias_ih;        // (G * H) or null; an LSTM's only bias
+  const T* bias_hh;        // (G * H) or null; GRU only
+  const T* peephole;       // (3, H): i, f, o; or null; LSTM only
+  const T* ratio_on;       // (H)
+  T leak;
+  Oscillation oscillation;
+};
+
+template <typename T>
+struct Forward {
+  const T* h0;  // (N, H)
+  const T* c0;  // (N, H), LSTM only
+  T* output;    // (N, L, H) or null; zero in padding
+  T* h_n;       // (N, H)
+  T* c_n;       // (N, H), LSTM only
+  T* tape;      // (entries, fields) for the backward pass, or null. Fields: LSTM i, f, g, o, h', c';
+                // GRU r, z, n, hn, h'. Row by row: entry e, or n * E + e when times are shared. In panels:
+                // (panel, event, field, row of the panel).
+};
+
+template <typename T>
+struct Backward {
+  const T* h_n;          // (N, H) of the forward pass
+  const T* tape;         // of the forward pass
+  const T* grad_output;  // (N, L, H) or null
+  const T* grad_h_n;     // (N, H)
+  const T* grad_c_n;     // (N, H), LSTM only
+  const double* period;  // (H)
+  const double* shift;   // (H)
+  const double* times;   // (R, L)
+  T* grad_input;         // (N, L, I), zero on entry, or null
+  T* grad_h0;            // (N, H)
+  T* grad_c0;            // (N, H), LSTM only
+  T* grad_weight_ih;     // (G * H, I)
+  T* grad_weight_hh;     // (G * H, H)
+  T* grad_bias_ih;       // (G * H)
+  T* grad_bias_hh;       // (G * H), GRU only
+  T* grad_peephole;      // (3, H) or null
+  double* grad_gate;     // (3, H): period, shift, ratio_on
+  double* grad_times;    // (N, L), zero on entry, or null
+};
+
+// The events found in a block of steps of one row.
+struct EventBlock {
+  std::vector<int32_t> units;
+  std::vector<double> phases;
+};
+
+// One instruction set's kernels. forward and backward take a range of groups of sequences, and may run on
+// several threads at once for disjoint ranges.
+template <typename T>
+struct KernelTable {
+  // Sequences that run side by side: ranges below count in groups of so many.
+  int64_t (*group)(const Layer<T>&);
+  // Entries of the tape.
+  int64_t (*tape_entries)(const Layer<T>&);
+  // Values in the packed weights.
+  int64_t (*packed_size)(const Layer<T>&, bool lstm);
+  void (*pack)(const Layer<T>&, bool lstm, T* packed);
+  void (*forward)(const Layer<T>&, bool lstm, const Forward<T>&, const T* packed, int64_t begin, int64_t end);
+  // Values in one chunk's share of the gradients.
+  int64_t (*partial_size)(const Layer<T>&, bool lstm);
+  // Groups begin .. end; `partial` (partial_size, zero on entry) and `gate` (3, H, zero on entry) gather
+  // the gradients that rows share.
+  void (*backward)(const Layer<T>&, bool lstm, const Backward<T>&, const T* packed, int64_t begin, int64_t end,
+                   T* partial, double* gate);
+  // Adds up the chunks' shares in order and puts them into torch's layout.
+  void (*gather)(const Layer<T>&, bool lstm, const Backward<T>&, const T* partials, const double* gates,
+                 int64_t chunks);
+};
+
+struct Kernels {
+  const char* name;
+  void (*find_events)(const GateTimes&, int64_t row, int64_t begin, int64_t end, int64_t* counts, EventBlock& found);
+  KernelTable<float> single;
+  KernelTable<double> wide;
+};
+
+extern const Kernels kBaselineKernels;
+#if defined(__x86_64__)
+extern const Kernels kAvx2Kernels;
+extern const Kernels kAvx512Kernels;
+#endif
+
+}  // namespace phased_lstm

@@ -1,0 +1,10 @@
+// The kernels for the avx512 instruction set; the build passes the compiler flags that go with it.
+#if defined(__x86_64__)
+#define PHASED_LSTM_LANES 16
+#include "panels.inl"
+#include "schedule.inl"
+
+namespace phased_lstm {
+const Kernels kAvx512Kernels = {"avx512", find_events, table<float>(), table<double>()};
+}
+#endif

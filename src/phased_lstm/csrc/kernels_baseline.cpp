@@ -1,0 +1,10 @@
+// The kernels for the baseline instruction set; the build passes the compiler flags that go with it.
+
+#define PHASED_LSTM_LANES 4
+#include "panels.inl"
+#include "schedule.inl"
+
+namespace phased_lstm {
+const Kernels kBaselineKernels = {"baseline", find_events, table<float>(), table<double>()};
+}
+

@@ -1,0 +1,303 @@
+"""The native kernels against the reference: every case, every gradient, every instruction set, bit for bit again."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from phased_lstm import PhasedLSTM, TimeGate, functional
+from phased_lstm._checks import OSCILLATIONS
+from phased_lstm.ops import native, reference, registry
+
+pytestmark = pytest.mark.skipif(bool(native.missing()), reason=f"native kernels: {native.missing()}")
+
+BATCHES = {"rows": (5, 37, 3, 13), "panel": (70, 11, 2, 9), "one": (1, 50, 4, 20), "wide": (9, 6, 33, 35)}
+TOLERANCES = {torch.float32: (2e-6, 2e-5), torch.float64: (1e-14, 1e-13)}
+
+
+def leaves(lstm: bool, sizes: tuple[int, int, int, int], shared: bool, peephole: bool) -> list[Tensor]:
+    """Operands in float64, with gate values that float32 holds exactly."""
+    batch, steps, inputs, hidden = sizes
+    gates = 4 if lstm else 3
+
+    def normal(*shape: int) -> Tensor:
+        return 0.5 * torch.randn(*shape, dtype=torch.float64)
+
+    states = [normal(batch, hidden) for _ in range(2 if lstm else 1)]
+    weights = [normal(gates * hidden, inputs), normal(gates * hidden, hidden)]
+    biases = [normal(gates * hidden) for _ in range(1 if lstm else 2)]
+    times = torch.rand((steps,) if shared else (batch, steps), dtype=torch.float64) * 60 - 20
+    gate = [torch.rand(hidden) * 8 + 1, torch.rand(hidden) * 5 - 2, torch.rand(hidden) * 0.5 + 0.1]
+    peepholes = [normal(3, hidden)] if peephole else []
+    return [normal(batch, steps, inputs), times, *states, *weights, *biases, *(g.double() for g in gate), *peepholes]
+
+
+def run(module: Any, values: list[Tensor], lstm: bool, **options: Any) -> tuple[list[Tensor], list[Tensor]]:
+    """Outputs and all gradients of a fixed random projection of them."""
+    values = [value.detach().requires_grad_() for value in values]
+    if lstm:
+        results = module.phased_lstm(*values[:10], peephole=values[10] if len(values) > 10 else None, **options)
+    else:
+        results = module.phased_gru(*values, **options)
+    outputs = [result for result in results if result is not None]
+    generator = torch.Generator().manual_seed(1)
+    weights = [torch.randn(o.shape, generator=generator, dtype=torch.float64).to(o.dtype) for o in outputs]
+    loss = sum((o * w).sum() for o, w in zip(outputs, weights, strict=True))
+    return outputs, list(torch.autograd.grad(loss, values, materialize_grads=True))
+
+
+def assert_near(got: list[Tensor], wanted: list[Tensor], tolerance: float) -> None:
+    for index, (a, b) in enumerate(zip(got, wanted, strict=True)):
+        scale = b.abs().max().clamp(min=1e-3)
+        error = (a.double() - b.double()).abs().max() / scale
+        assert error <= tolerance, (index, float(error))
+
+
+def cases() -> Iterator[tuple[Any, ...]]:
+    """A covering sample of all combinations: each value of each option meets each of the others."""
+    grid = itertools.product(
+        (True, False), (False, True), OSCILLATIONS, (0.0, 0.1), (False, True), (False, True), (False, True),
+        (False, True), BATCHES,
+    )  # fmt: skip
+    for number, case in enumerate(grid):
+        if (case[0] or not case[1]) and number % 7 == 0:
+            yield case
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("case", list(cases()), ids=str)
+def test_agrees_with_the_reference(case: tuple[Any, ...], dtype: torch.dtype) -> None:
+    lstm, peephole, oscillation, leak, some_lengths, reverse, shared, return_sequence, name = case
+    sizes = BATCHES[name]
+    values = leaves(lstm, sizes, shared, peephole)
+    lengths = torch.arange(sizes[0]) * 7 % (sizes[1] + 1) if some_lengths else None
+    options = {
+        "leak": leak, "oscillation": oscillation, "lengths": lengths, "reverse": reverse,
+        "return_sequence": return_sequence,
+    }  # fmt: skip
+    wanted, wanted_gradients = run(reference, values, lstm, **options)
+    # Times stay in float64, as they do in a layer.
+    cast = [value if index == 1 else value.to(dtype) for index, value in enumerate(values)]
+    got, gradients = run(native, cast, lstm, **options)
+    in_outputs, in_gradients = TOLERANCES[dtype]
+    assert_near(got, wanted, in_outputs)
+    assert_near(gradients, wanted_gradients, in_gradients)
+
+
+PLAIN: dict[str, Any] = {
+    "leak": 0.0, "oscillation": "triangle", "lengths": None, "reverse": False, "return_sequence": True,
+}  # fmt: skip
+
+
+def test_long_sequences_stay_accurate() -> None:
+    values = leaves(True, (3, 10_000, 2, 17), False, False)
+    values[1] = values[1] * 300
+    values[9] = torch.full_like(values[9], 0.05).float().double()
+    wanted, wanted_gradients = run(reference, values, True, **PLAIN)
+    got, gradients = run(native, [v if i == 1 else v.float() for i, v in enumerate(values)], True, **PLAIN)
+    assert_near(got, wanted, 2e-6)
+    assert_near(gradients, wanted_gradients, 2e-5)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("lstm", [True, False])
+def test_the_same_bits_from_run_to_run_and_for_any_number_of_threads(lstm: bool, shared: bool) -> None:
+    values = [v.float() for v in leaves(lstm, (70, 40, 3, 21), shared, False)]
+    results = []
+    try:
+        for threads in (1, 2, 3, 1):
+            torch.set_num_threads(threads)
+            results.append(run(native, values, lstm, **PLAIN))
+    finally:
+        torch.set_num_threads(1)
+    for outputs, gradients in results[1:]:
+        for a, b in zip(results[0][0] + results[0][1], outputs + gradients, strict=True):
+            assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+def test_every_instruction_set(isa: str) -> None:
+    """Each in a process of its own, since the choice is made once."""
+    script = (
+        "import torch, test_native as t\n"
+        "from phased_lstm.ops import native, reference\n"
+        f"assert native.missing() or native.instruction_set() == {isa!r}\n"
+        "assert not native.missing(), native.missing()\n"
+        "torch.manual_seed(0)\n"
+        "for lstm in (True, False):\n"
+        "    for name, sizes in t.BATCHES.items():\n"
+        "        for shared in (True, False):\n"
+        "            values = t.leaves(lstm, sizes, shared, lstm)\n"
+        "            wanted = t.run(reference, values, lstm, **t.PLAIN)\n"
+        "            cast = [v if i == 1 else v.float() for i, v in enumerate(values)]\n"
+        "            got = t.run(native, cast, lstm, **t.PLAIN)\n"
+        "            t.assert_near(got[0], wanted[0], 2e-6)\n"
+        "            t.assert_near(got[1], wanted[1], 2e-5)\n"
+    )
+    environment = os.environ | {"PHASED_LSTM_ISA": isa, "PYTHONPATH": os.pathsep.join(sys.path)}
+    result = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=False
+    )
+    if f"PHASED_LSTM_ISA={isa} is not available here" in result.stderr:
+        pytest.skip(f"this CPU has no {isa}")
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_nan_stays_in_its_row(shared: bool) -> None:
+    values = [v.float() for v in leaves(True, (6, 20, 3, 8), shared, False)]
+    clean, _ = run(native, values, True, **PLAIN)
+    values[0][2, 5] = float("nan")
+    dirty, gradients = run(native, values, True, **PLAIN)
+    others = [0, 1, 3, 4, 5]
+    for a, b in zip(clean, dirty, strict=True):
+        assert torch.equal(a[others], b[others])
+    assert dirty[0][2].isnan().any()
+    assert not gradients[0][others].isnan().any()
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_nan_in_padding_is_ignored(shared: bool) -> None:
+    values = [v.float() for v in leaves(True, (6, 20, 3, 8), shared, False)]
+    lengths = torch.tensor([20, 0, 7, 19, 1, 12])
+    options = PLAIN | {"lengths": lengths}
+    clean = run(native, values, True, **options)
+    for row, length in enumerate(lengths):
+        values[0][row, length:] = float("nan")
+    dirty = run(native, values, True, **options)
+    for a, b in zip(clean[0] + clean[1], dirty[0] + dirty[1], strict=True):
+        assert torch.equal(a, b)
+
+
+def test_units_that_never_open_get_zero_gradients_and_keep_their_state() -> None:
+    values = [v.float() for v in leaves(True, (4, 10, 3, 8), False, False)]
+    values[1] = torch.full((4, 10), 5.0, dtype=torch.float64)
+    values[7], values[8], values[9] = torch.full((8,), 10.0), torch.zeros(8), torch.full((8,), 0.1)
+    (output, h_n, c_n), gradients = run(native, values, True, **PLAIN)
+    assert torch.equal(h_n, values[2])
+    assert torch.equal(c_n, values[3])
+    assert torch.equal(output, values[2].unsqueeze(1).expand_as(output))
+    for index in (0, 4, 5, 6, 7, 8, 9):
+        assert not gradients[index].any()
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e9, 1e15, 1e30, 2.0**70])
+def test_events_are_those_of_the_reference_at_any_scale_of_time(scale: float) -> None:
+    gate = TimeGate(33, ratio_on=0.2, dtype=torch.float64)
+    times = torch.randn(2, 200, dtype=torch.float64) * scale
+    values = [value.detach() for value in (gate.period, gate.shift, gate.ratio_on)]
+    offsets, units, phases = torch.ops.phased_lstm.schedule(times, None, *values, False, False)
+    wanted = gate.phase(times)
+    found = torch.zeros(2, 200, 33, dtype=torch.float64)
+    steps = torch.arange(400).repeat_interleave(offsets[:, 1:].sub(offsets[:, :-1]).flatten())
+    found.view(400, 33)[steps, units.long()] = phases
+    clear = (wanted - 0.2).abs() > 1e-9
+    torch.testing.assert_close(found[clear], torch.where(wanted < 0.2, wanted, 0.0)[clear], rtol=0, atol=1e-9)
+    assert torch.all(found[(wanted < 0.2 - 1e-9) & (wanted > 1e-9)] > 0)
+
+
+def test_nanoseconds_beyond_float64_agree_with_the_reference() -> None:
+    values = [v.float() for v in leaves(True, (3, 30, 2, 7), False, False)]
+    values[1] = 1_700_000_000_000_000_000 + torch.arange(90).reshape(3, 30) * 3
+    out = [m.phased_lstm(*values, peephole=None, **PLAIN)[0] for m in (reference, native)]
+    torch.testing.assert_close(out[1], out[0], rtol=2e-6, atol=1e-6)
+
+
+def test_gradcheck_and_double_backward() -> None:
+    values = [v.requires_grad_() for v in leaves(True, (2, 4, 2, 3), False, True)]
+
+    def f(*operands: Tensor) -> tuple[Tensor, ...]:
+        return native.phased_lstm(*operands[:10], peephole=operands[10], **PLAIN | {"oscillation": "cosine"})
+
+    assert torch.autograd.gradcheck(f, values)
+    assert torch.autograd.gradgradcheck(f, values)
+
+
+def test_strided_and_misaligned_tensors() -> None:
+    values = [v.float() for v in leaves(True, (4, 12, 3, 8), False, False)]
+    wanted = run(native, values, True, **PLAIN)
+    strided = [torch.stack([v, v], -1)[..., 0] for v in values]
+    shifted = [torch.cat([v.new_zeros(1), v.flatten()])[1:].reshape(v.shape) for v in values]
+    for other in (strided, shifted):
+        got = run(native, other, True, **PLAIN)
+        for a, b in zip(wanted[0] + wanted[1], got[0] + got[1], strict=True):
+            assert torch.equal(a, b)
+
+
+def raw_call(name: str) -> Any:
+    """Call a raw operator with one argument out of bounds."""
+    x, h = torch.randn(2, 3, 4), torch.zeros(2, 5)
+    weights = (torch.randn(20, 4), torch.randn(20, 5), None, None, None, torch.full((5,), 0.1))
+    none = (torch.zeros(1, 4, dtype=torch.int64), torch.zeros(0, dtype=torch.int32), torch.zeros(0))
+    one = (torch.tensor([[0, 1, 1, 1]]), torch.tensor([5], dtype=torch.int32), torch.zeros(1))
+    double = torch.ones(5, dtype=torch.float64)
+    times = torch.zeros(1, 3, dtype=torch.float64)
+    tail = (0.0, 0, False)
+    ops = torch.ops.phased_lstm
+    calls = {
+        "times of rank 1": lambda: ops.schedule(times[0], None, double, double, double, False, True),
+        "unit out of range": lambda: ops.layer_forward(x, None, *one, h, h, *weights, *tail, True, True),
+        "offsets beyond the events": lambda: ops.layer_forward(
+            x, None, one[0] * 2, *one[1:], h, h, *weights, *tail, True, True
+        ),
+        "state of another batch": lambda: ops.layer_forward(x, None, *none, h[:1], h, *weights, *tail, True, True),
+        "length out of range": lambda: ops.layer_forward(
+            x, torch.tensor([4, 1]), *none, h, h, *weights, *tail, True, True
+        ),
+        "tape of another size": lambda: ops.layer_backward(
+            x, None, *none, *weights, *tail, h, torch.zeros(3, 6), None, h, h, double, double, times, False, True
+        ),
+    }
+    return calls[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("times of rank 1", "times should be"),
+        ("unit out of range", "units should be from 0 to H - 1"),
+        ("offsets beyond the events", "offsets should span all events"),
+        ("state of another batch", "h0: size 1 in dimension 0, expected 2"),
+        ("length out of range", "lengths should be from 0 to L"),
+        ("tape of another size", "tape: size 3 in dimension 0, expected 0"),
+    ],
+)
+def test_operators_check_their_arguments(name: str, message: str) -> None:
+    """Whatever is handed to the raw operators is an error, not a read past an array."""
+    with pytest.raises(RuntimeError, match=message):
+        raw_call(name)()
+
+
+def test_auto_takes_the_native_backend_where_it_serves() -> None:
+    x = torch.randn(2, 3, 4)
+    assert registry.select("auto", x, 0.0).name == "native"
+    assert registry.select("auto", x.to("meta"), 0.0).name == "reference"
+    with pytest.raises(ValueError, match="backend 'native' cannot serve this call: the input is on meta"):
+        registry.select("native", x.to("meta"), 0.0)
+    seen = []
+    torch.vmap(lambda row: seen.append(registry.select("auto", row, 0.0).name) or row)(x)
+    assert seen == ["reference"]
+
+
+def test_a_missing_library_is_said_and_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "_REASON", "it was not compiled")
+    assert registry.backends()["native"] == (False, "it was not compiled")
+    assert registry.select("auto", torch.randn(2, 3, 4), 0.0).name == "reference"
+    with pytest.raises(ImportError, match="backend 'native' is not available: it was not compiled"):
+        PhasedLSTM(3, 4, backend="native")
+
+
+def test_functional_by_name() -> None:
+    values = [v.float() for v in leaves(True, (2, 5, 3, 4), False, False)]
+    got = functional.phased_lstm(*values, backend="native")
+    wanted = functional.phased_lstm(*values, backend="reference")
+    for a, b in zip(got, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=2e-6, atol=1e-6)
