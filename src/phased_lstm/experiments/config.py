@@ -57,6 +57,7 @@ class MnistConfig:
     period_init_min: float = option(1.0, "shortest initial period, in steps", low=0.0)
     period_init_max: float = option(round(math.exp(6.0), 4), "longest initial period, in steps", low=0.0)
     oscillation: str = option("triangle", "shape of the gate", choices=("triangle", "square", "cosine"))
+    backend: str = option("auto", "what computes the phased layers", choices=("auto", "native", "reference"))
     test_every: int = option(100, "steps between tests", low=1)
     test_size: int = option(1000, "test images used between; the end takes all", low=1)
     checkpoint_every: int = option(100, "steps between checkpoints", low=1)

@@ -53,6 +53,7 @@ class SequenceClassifier(nn.Module):
             "leak": config.leak, "ratio_on": config.ratio_on, "trainable_ratio_on": config.trainable_ratio_on,
             "period_init_min": config.period_init_min, "period_init_max": config.period_init_max,
             "oscillation": config.oscillation,
+            "backend": config.backend,
         }  # fmt: skip
         self.rnn: PhasedLSTM | PhasedGRU | nn.LSTM | nn.GRU
         if config.model == "PhasedLSTMCell":
