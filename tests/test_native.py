@@ -290,7 +290,13 @@ def test_auto_takes_the_native_backend_where_it_serves() -> None:
 def test_a_missing_library_is_said_and_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "_REASON", "it was not compiled")
     assert registry.backends()["native"] == (False, "it was not compiled")
-    assert registry.select("auto", torch.randn(2, 3, 4), 0.0).name == "reference"
+    monkeypatch.setattr(registry, "_warned", False)
+    x = torch.randn(2, 3, 4)
+    with pytest.warns(
+        UserWarning, match="without its native kernels, on the slower reference backend: it was not"
+    ) as caught:
+        assert [registry.select("auto", x, 0.0).name for _ in range(3)] == ["reference"] * 3
+    assert len(caught) == 1
     with pytest.raises(ImportError, match="backend 'native' is not available: it was not compiled"):
         PhasedLSTM(3, 4, backend="native")
 

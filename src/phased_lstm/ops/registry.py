@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from . import native, reference
@@ -35,6 +37,9 @@ class Backend:
     gru: Callable[..., Any]
     missing: Callable[[], str]
     refuses: Callable[[Tensor, float], str]
+
+
+_warned = False
 
 
 def _never(*_: object) -> str:
@@ -74,6 +79,18 @@ def check_backend_name(name: object) -> None:
         )
 
 
+def _warn_if_slow(input: Tensor) -> None:
+    """Say once in a process that the native kernels are missing where they would serve."""
+    global _warned
+    if _warned or torch.compiler.is_compiling() or input.device.type != "cpu" or not native.missing():
+        return
+    _warned = True
+    warnings.warn(
+        f"phased_lstm runs without its native kernels, on the slower reference backend: {native.missing()}",
+        stacklevel=2,
+    )
+
+
 def select(name: str, input: Tensor, leak: float) -> Backend:
     """Return the backend for a call.
 
@@ -87,6 +104,7 @@ def select(name: str, input: Tensor, leak: float) -> Backend:
         ImportError: the named backend is missing on this machine.
     """
     if name == "auto":
+        _warn_if_slow(input)
         return next(
             backend for backend in _BACKENDS.values() if not backend.missing() and not backend.refuses(input, leak)
         )
