@@ -33,13 +33,7 @@ class PhasedModule(nn.Module):
     _state_count: int
 
     def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        bias: bool,
-        peephole: bool,
-        backend: str,
-        gate_options: dict[str, Any],
+        self, input_size: int, hidden_size: int, bias: bool, peephole: bool, backend: str, gate_options: dict[str, Any]
     ) -> None:
         super().__init__()
         check_size("input_size", input_size)
@@ -57,10 +51,7 @@ class PhasedModule(nn.Module):
 
     def _add_weights(self, suffix: str, width: int, factory: dict[str, Any]) -> None:
         rows = self._gate_count * self.hidden_size
-        shapes: dict[str, tuple[int, ...]] = {
-            "weight_ih": (rows, width),
-            "weight_hh": (rows, self.hidden_size),
-        }
+        shapes: dict[str, tuple[int, ...]] = {"weight_ih": (rows, width), "weight_hh": (rows, self.hidden_size)}
         if self.bias:
             shapes |= {"bias_ih": (rows,), "bias_hh": (rows,)}
         if self.peephole:
@@ -100,29 +91,17 @@ class PhasedModule(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _direction(
-        self,
-        suffix: str,
-        x: Tensor,
-        times: Tensor,
-        state: Sequence[Tensor],
-        options: dict[str, Any],
+        self, suffix: str, x: Tensor, times: Tensor, state: Sequence[Tensor], options: dict[str, Any]
     ) -> tuple[Tensor | None, ...]:
         """Run one layer and direction over (N, L, width); returns (output, *final state)."""
         gate = getattr(self, "gate" + suffix)
         if gate.hidden_size != self.hidden_size:
             raise ValueError(f"gate{suffix} is of {gate.hidden_size} units, the layer has {self.hidden_size}")
-        weights = (
-            getattr(self, "weight_ih" + suffix),
-            getattr(self, "weight_hh" + suffix),
-        )
+        weights = (getattr(self, "weight_ih" + suffix), getattr(self, "weight_hh" + suffix))
         bias_ih = getattr(self, "bias_ih" + suffix) if self.bias else None
         bias_hh = getattr(self, "bias_hh" + suffix) if self.bias else None
         timing = (gate.period, gate.shift, gate.ratio_on)
-        options = options | {
-            "leak": gate.active_leak,
-            "oscillation": gate.oscillation,
-            "backend": self.backend,
-        }
+        options = options | {"leak": gate.active_leak, "oscillation": gate.oscillation, "backend": self.backend}
         times = gate.relative(times)
         if self._state_count == 1:
             return apply_gru(x, times, state[0], *weights, bias_ih, bias_hh, *timing, **options)
@@ -131,17 +110,7 @@ class PhasedModule(nn.Module):
             # Two 16-bit biases are added in float32, like everything else.
             bias = bias_ih.float() + bias_hh.float() if bias_ih.dtype in NARROW_DTYPES else bias_ih + bias_hh
         peephole = torch.stack([getattr(self, name + suffix) for name in PEEPHOLES]) if self.peephole else None
-        return apply_lstm(
-            x,
-            times,
-            state[0],
-            state[1],
-            *weights,
-            bias,
-            *timing,
-            peephole=peephole,
-            **options,
-        )
+        return apply_lstm(x, times, state[0], state[1], *weights, bias, *timing, peephole=peephole, **options)
 
     def _check_input(self, input: Tensor, weight: Any) -> None:
         if input.device != weight.device:
@@ -200,14 +169,7 @@ def gate_options(
     period_init_max: float,
     oscillation: Oscillation,
 ) -> dict[str, Any]:
-    given = (
-        leak,
-        ratio_on,
-        trainable_ratio_on,
-        period_init_min,
-        period_init_max,
-        oscillation,
-    )
+    given = (leak, ratio_on, trainable_ratio_on, period_init_min, period_init_max, oscillation)
     return dict(zip(GATE_DEFAULTS, given, strict=True))
 
 

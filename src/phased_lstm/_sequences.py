@@ -32,13 +32,7 @@ class PaddedBatch:
     restore: Callable[[Tensor], Any]
 
 
-def to_padded(
-    owner: str,
-    input: Sequences,
-    times: Sequences | None,
-    lengths: Any,
-    batch_first: bool,
-) -> PaddedBatch:
+def to_padded(owner: str, input: Sequences, times: Sequences | None, lengths: Any, batch_first: bool) -> PaddedBatch:
     """Bring dense, unbatched, packed or jagged sequences into the padded form.
 
     Args:
@@ -75,11 +69,7 @@ def to_padded(
         return PaddedBatch(input, times, lengths, False, lambda output: output)
     values = input.transpose(0, 1)
     return PaddedBatch(
-        values,
-        _batch_major(times, values, batch_first),
-        lengths,
-        False,
-        lambda output: output.transpose(0, 1),
+        values, _batch_major(times, values, batch_first), lengths, False, lambda output: output.transpose(0, 1)
     )
 
 
@@ -131,11 +121,7 @@ def _from_ragged(index: _RaggedIndex, flat: Tensor, times: Any, lengths: Any, ba
     else:
         times = _batch_major(times, values, batch_first)
     return PaddedBatch(
-        values,
-        times,
-        index.lengths,
-        False,
-        lambda output: index.wrap(output[index.rows, index.columns]),
+        values, times, index.lengths, False, lambda output: index.wrap(output[index.rows, index.columns])
     )
 
 

@@ -86,11 +86,7 @@ class PhasedCell(PhasedModule):
         if times.shape not in ((), (1,) if unbatched else (batch,)):
             wanted = "a single time" if unbatched else f"a single time or of shape ({batch},)"
             raise ValueError(f"times of a cell's step should be {wanted}, got shape {tuple(times.shape)}")
-        stamps, _ = check_sequence(
-            x.unsqueeze(1),
-            times.reshape(1) if times.dim() == 0 else times.unsqueeze(1),
-            None,
-        )
+        stamps, _ = check_sequence(x.unsqueeze(1), times.reshape(1) if times.dim() == 0 else times.unsqueeze(1), None)
         return stamps
 
     def extra_repr(self) -> str:
@@ -142,10 +138,7 @@ class PhasedLSTMCell(PhasedCell):
         )  # fmt: skip
 
     def forward(
-        self,
-        input: Tensor,
-        hx: tuple[Tensor, Tensor] | None = None,
-        times: Tensor | float | None = None,
+        self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None, times: Tensor | float | None = None
     ) -> tuple[Tensor, Tensor]:
         """Advance by one step.
 
@@ -201,12 +194,7 @@ class PhasedGRUCell(PhasedCell):
             {"device": device, "dtype": dtype},
         )  # fmt: skip
 
-    def forward(
-        self,
-        input: Tensor,
-        hx: Tensor | None = None,
-        times: Tensor | float | None = None,
-    ) -> Tensor:
+    def forward(self, input: Tensor, hx: Tensor | None = None, times: Tensor | float | None = None) -> Tensor:
         """Advance by one step; as `PhasedLSTMCell.forward`, with one state tensor.
 
         Args:

@@ -60,27 +60,13 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"phased-lstm {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    mnist = commands.add_parser(
-        "mnist",
-        help=_MNIST_HELP,
-        description=_MNIST_HELP,
-    )
+    mnist = commands.add_parser("mnist", help=_MNIST_HELP, description=_MNIST_HELP)
     _add_mnist_options(mnist)
     mnist.set_defaults(command=_mnist)
 
     demo = commands.add_parser("demo", help=_DEMO_HELP, description=_DEMO_HELP)
-    demo.add_argument(
-        "--out",
-        type=Path,
-        default=Path("runs/demo"),
-        help="folder (default: %(default)s)",
-    )
-    demo.add_argument(
-        "--steps",
-        type=int,
-        default=300,
-        help="training steps of each model (default: %(default)s)",
-    )
+    demo.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder (default: %(default)s)")
+    demo.add_argument("--steps", type=int, default=300, help="training steps of each model (default: %(default)s)")
     demo.add_argument("--threads", type=int, default=0, help="CPU threads, 0 for torch's choice")
     demo.add_argument("--quiet", action="store_true", help="no progress bars")
     demo.set_defaults(command=_demo)
@@ -103,10 +89,7 @@ def _add_mnist_options(parser: argparse.ArgumentParser) -> None:
         kind = next(part for part in (*get_args(hints[item.name]), hints[item.name]) if part is not type(None))
         shown = "" if item.default is None else f" (default: {item.default})"
         # Options that are not given stay out of the namespace: a resumed run keeps its own.
-        common: dict[str, Any] = {
-            "default": argparse.SUPPRESS,
-            "help": item.metadata["help"] + shown,
-        }
+        common: dict[str, Any] = {"default": argparse.SUPPRESS, "help": item.metadata["help"] + shown}
         if kind is bool:
             parser.add_argument(*names, action=argparse.BooleanOptionalAction, **common)
         elif item.metadata["choices"]:
@@ -114,11 +97,7 @@ def _add_mnist_options(parser: argparse.ArgumentParser) -> None:
         else:
             parser.add_argument(*names, type=kind, metavar=kind.__name__.upper(), **common)
     parser.add_argument("--out", type=Path, help="run folder (default: runs/DATA-MODEL-TIME)")
-    parser.add_argument(
-        "--resume",
-        action="store_true",
-        help="go on with the run in --out, with its own options",
-    )
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --out, with its own options")
     parser.add_argument("--overwrite", action="store_true", help="replace the run in --out")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
 
@@ -137,13 +116,7 @@ def _mnist(options: argparse.Namespace) -> int:
     if config is None:
         config = mnist.resumed_config(options.out, given)
     out = options.out or Path("runs") / f"{config.data}-{config.model}-{datetime.now():%Y%m%d-%H%M%S}"
-    results = mnist.run(
-        config,
-        out,
-        resume=options.resume,
-        overwrite=options.overwrite,
-        progress=not options.quiet,
-    )
+    results = mnist.run(config, out, resume=options.resume, overwrite=options.overwrite, progress=not options.quiet)
     if results is None:
         print(f"interrupted; go on with: --out {out} --resume")
         return _INTERRUPTED
@@ -159,12 +132,7 @@ def _mnist(options: argparse.Namespace) -> int:
 def _demo(options: argparse.Namespace) -> int:
     from .experiments import demo
 
-    return demo.run(
-        options.out,
-        steps=options.steps,
-        threads=options.threads,
-        progress=not options.quiet,
-    )
+    return demo.run(options.out, steps=options.steps, threads=options.threads, progress=not options.quiet)
 
 
 def _plot(options: argparse.Namespace) -> int:

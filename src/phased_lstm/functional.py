@@ -88,13 +88,7 @@ def phased_lstm(
         ImportError: the named backend is missing on this machine.
     """
     hidden = _check_layer(
-        4,
-        input,
-        {"h0": h0, "c0": c0},
-        weight_ih,
-        weight_hh,
-        {"bias": bias},
-        (period, shift, ratio_on),
+        4, input, {"h0": h0, "c0": c0}, weight_ih, weight_hh, {"bias": bias}, (period, shift, ratio_on)
     )
     if peephole is not None:
         _check_tensor("peephole", peephole, (3, hidden), input)
@@ -334,17 +328,9 @@ def _check_layer(
         _check_device(name, values, input)
         if not values.is_floating_point():
             raise ValueError(f"{name} should be of a floating dtype, got {values.dtype}")
-    require(
-        ((period > 0) & torch.isfinite(period)).all(),
-        "period should be positive and finite",
-        period,
-    )
+    require(((period > 0) & torch.isfinite(period)).all(), "period should be positive and finite", period)
     require(torch.isfinite(shift).all(), "shift should be finite", shift)
-    require(
-        ((ratio_on > 0) & (ratio_on <= 1)).all(),
-        "ratio_on should be in (0, 1]",
-        ratio_on,
-    )
+    require(((ratio_on > 0) & (ratio_on <= 1)).all(), "ratio_on should be in (0, 1]", ratio_on)
     return hidden
 
 

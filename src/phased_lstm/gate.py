@@ -108,13 +108,7 @@ def phase(times: Tensor, period: Tensor, shift: Tensor) -> Tensor:
     return fraction - (fraction >= 1).to(wide)
 
 
-def time_gate(
-    phase: Tensor,
-    ratio_on: Tensor,
-    *,
-    leak: float = 0.0,
-    oscillation: Oscillation = "triangle",
-) -> Tensor:
+def time_gate(phase: Tensor, ratio_on: Tensor, *, leak: float = 0.0, oscillation: Oscillation = "triangle") -> Tensor:
     """Openness k of the time gate at a given phase (equation 6 of the paper).
 
     "triangle" rises from 0 to 1 on [0, r/2) and falls back on [r/2, r). "square" is 1 on [0, r).
@@ -194,14 +188,7 @@ class TimeGate(nn.Module):
     ) -> None:
         super().__init__()
         check_size("hidden_size", hidden_size)
-        check_gate_options(
-            leak,
-            ratio_on,
-            trainable_ratio_on,
-            period_init_min,
-            period_init_max,
-            oscillation,
-        )
+        check_gate_options(leak, ratio_on, trainable_ratio_on, period_init_min, period_init_max, oscillation)
         if oscillation == "square" and trainable_ratio_on:
             warnings.warn(
                 "oscillation='square' has a zero derivative in ratio_on: trainable_ratio_on=True will "
@@ -286,12 +273,7 @@ class TimeGate(nn.Module):
         """
         times = check_time_dtype(times)
         check_time_values(times)
-        k = time_gate(
-            self.phase(times),
-            self.ratio_on,
-            leak=self.active_leak,
-            oscillation=self.oscillation,
-        )
+        k = time_gate(self.phase(times), self.ratio_on, leak=self.active_leak, oscillation=self.oscillation)
         return k.to(self.initial_period.dtype)
 
     @torch.no_grad()
@@ -325,12 +307,7 @@ class TimeGate(nn.Module):
             period = self._per_unit("period", period)
             smallest = 1.0 / _LARGEST_TIME
             wanted = f"positive and finite (from {smallest:g} to {_LARGEST_TIME:g})"
-            check_units(
-                "period",
-                period,
-                (period >= smallest) & (period <= _LARGEST_TIME),
-                wanted,
-            )
+            check_units("period", period, (period >= smallest) & (period <= _LARGEST_TIME), wanted)
         if shift is not None:
             shift = self._per_unit("shift", shift)
             wanted = f"finite (at most {_LARGEST_TIME:g} in size)"
@@ -338,10 +315,7 @@ class TimeGate(nn.Module):
         if ratio_on is not None:
             ratio_on = self._per_unit("ratio_on", ratio_on)
             check_units(
-                "ratio_on",
-                ratio_on,
-                (ratio_on >= _RATIO_MIN_ROUNDED) & (ratio_on <= 1),
-                f"in [{RATIO_MIN:g}, 1]",
+                "ratio_on", ratio_on, (ratio_on >= _RATIO_MIN_ROUNDED) & (ratio_on <= 1), f"in [{RATIO_MIN:g}, 1]"
             )
         kept_shift = self.shift
         if period is not None:
@@ -397,11 +371,7 @@ class TimeGate(nn.Module):
 
     @torch.no_grad()
     def fit_(
-        self,
-        times: Tensor,
-        lengths: Tensor | None = None,
-        *,
-        generator: torch.Generator | None = None,
+        self, times: Tensor, lengths: Tensor | None = None, *, generator: torch.Generator | None = None
     ) -> TimeGate:
         """Draw periods and shifts that suit the time scale of data.
 

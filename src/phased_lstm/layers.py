@@ -186,13 +186,7 @@ class PhasedRNN(PhasedModule):
 
     def extra_repr(self) -> str:
         parts = [str(self.input_size), str(self.hidden_size)]
-        defaults = {
-            "num_layers": 1,
-            "bias": True,
-            "batch_first": False,
-            "dropout": 0.0,
-            "bidirectional": False,
-        }
+        defaults = {"num_layers": 1, "bias": True, "batch_first": False, "dropout": 0.0, "bidirectional": False}
         parts += [
             f"{name}={getattr(self, name)}" for name, default in defaults.items() if getattr(self, name) != default
         ]

@@ -46,10 +46,7 @@ def plot_runs(runs: list[Path], out: Path) -> list[Path]:
             raise RunError(f"{run} has no steps in its log yet")
     written = [
         _save(_curves(logs, names, labels, "accuracy", "accuracy"), out / "accuracy.png"),
-        _save(
-            _curves(logs, names, labels, "loss", "cross-entropy"),
-            out / "cross_entropy.png",
-        ),
+        _save(_curves(logs, names, labels, "loss", "cross-entropy"), out / "cross_entropy.png"),
     ]
     traced = next((run for run in runs if (run / TRACE).exists()), None)
     if traced is not None:
@@ -61,13 +58,7 @@ def plot_runs(runs: list[Path], out: Path) -> list[Path]:
     return written
 
 
-def _curves(
-    logs: dict[Path, Any],
-    names: dict[Path, str],
-    labels: dict[Path, str],
-    key: str,
-    title: str,
-) -> Figure:
+def _curves(logs: dict[Path, Any], names: dict[Path, str], labels: dict[Path, str], key: str, title: str) -> Figure:
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
     spare = iter(_SPARE_COLOURS * (1 + len(logs)))
@@ -80,13 +71,7 @@ def _curves(
         values = [float(row[f"train_{key}"]) for row in rows]
         window = max(1, min(50, len(values) // 10))
         axes.plot(steps, values, color=colour, alpha=0.18, linewidth=0.6)
-        axes.plot(
-            steps,
-            _trailing_mean(values, window),
-            color=colour,
-            linewidth=1.8,
-            label=f"{labels[run]}, training",
-        )
+        axes.plot(steps, _trailing_mean(values, window), color=colour, linewidth=1.8, label=f"{labels[run]}, training")
         tested = [row for row in rows if row[f"test_{key}"]]
         axes.plot(
             [int(row["step"]) for row in tested], [float(row[f"test_{key}"]) for row in tested],
@@ -121,18 +106,9 @@ def _gate(tensors: dict[str, Any], label: str, name: str) -> Figure:
         bottom.plot(times, state[:, unit], color=colour, linewidth=1.2)
         open_steps = openness[:, unit] > 0
         bottom.plot(
-            times[open_steps],
-            state[open_steps, unit],
-            color=colour,
-            linestyle="none",
-            marker=".",
-            markersize=4,
+            times[open_steps], state[open_steps, unit], color=colour, linestyle="none", marker=".", markersize=4
         )
-    top.set_yticks(
-        [row + 0.45 for row in range(len(units))],
-        [f"unit {unit}" for unit in units],
-        fontsize="small",
-    )
+    top.set_yticks([row + 0.45 for row in range(len(units))], [f"unit {unit}" for unit in units], fontsize="small")
     top.set_title(f"{label}: openness k of the time gate")
     bottom.set_title(f"{name} of the same units: it moves only while the gate is open (dots)")
     bottom.set_xlabel("time (steps)")

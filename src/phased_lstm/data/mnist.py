@@ -21,10 +21,7 @@ from ..files import replacing
 SIDE = 28
 STEPS = SIDE * SIDE
 
-_MIRRORS = (
-    "https://ossci-datasets.s3.amazonaws.com/mnist/",
-    "https://storage.googleapis.com/cvdf-datasets/mnist/",
-)
+_MIRRORS = ("https://ossci-datasets.s3.amazonaws.com/mnist/", "https://storage.googleapis.com/cvdf-datasets/mnist/")
 
 # SHA-256 of the four files as published.
 _CHECKSUMS = {
@@ -86,10 +83,7 @@ def load_mnist(data_dir: str | Path | None = None, *, progress: bool = True) -> 
     folder = _mnist_folder(data_dir, progress)
     arrays = [_read_idx(folder, name.removesuffix(".gz")) for name in _CHECKSUMS]
     train_images, train_labels, test_images, test_labels = arrays
-    for part, images, labels in (
-        ("train", train_images, train_labels),
-        ("t10k", test_images, test_labels),
-    ):
+    for part, images, labels in (("train", train_images, train_labels), ("t10k", test_images, test_labels)):
         if len(images) != len(labels):
             raise DataError(f"{folder}: {part} has {len(images)} images but {len(labels)} labels")
         if not len(images):

@@ -30,11 +30,7 @@ class MnistConfig:
     """
 
     model: str = option("PhasedLSTMCell", "recurrent cell", choices=MODELS)
-    data: str = option(
-        "mnist",
-        "mnist, or scikit-learn's bundled digits at the same size",
-        choices=DATA,
-    )
+    data: str = option("mnist", "mnist, or scikit-learn's bundled digits at the same size", choices=DATA)
     data_dir: str | None = option(None, "folder of the four MNIST idx files (default: see README)")
     steps: int = option(2000, "training steps", low=1, high=10**9)
     batch_size: int = option(256, "sequences in a batch", low=1)
@@ -46,8 +42,7 @@ class MnistConfig:
     clip_grad_norm: float = option(0.0, "limit of the gradient's norm, 0 for none", low=0.0)
     seed: int = option(0, "seed of initial weights, batches and noise", low=0, high=10**9)
     forget_bias: float | None = option(
-        None,
-        "added to the forget gate's initial bias (default: 1 for BasicLSTMCell as in TensorFlow, else 0)",
+        None, "added to the forget gate's initial bias (default: 1 for BasicLSTMCell as in TensorFlow, else 0)"
     )
     initial_state_std: float = option(0.0, "standard deviation of noise in the initial state in training", low=0.0)
     peephole: bool = option(True, "peephole connections (PhasedLSTMCell)")

@@ -17,15 +17,7 @@ from ..errors import RunError
 from ..layers import PhasedGRU, PhasedLSTM
 from ..training.checkpoints import load_model, save_model, save_tensors
 from ..training.loop import train
-from ..training.runs import (
-    CONFIG,
-    MODEL,
-    RESULTS,
-    TRACE,
-    RunFolder,
-    read_json,
-    read_log,
-)
+from ..training.runs import CONFIG, MODEL, RESULTS, TRACE, RunFolder, read_json, read_log
 from .config import MnistConfig, resumed
 
 COLUMNS = (
@@ -44,11 +36,7 @@ class SequenceClassifier(nn.Module):
 
     def __init__(self, config: MnistConfig) -> None:
         super().__init__()
-        sizes: dict[str, Any] = {
-            "input_size": 1,
-            "hidden_size": config.hidden_size,
-            "num_layers": config.num_layers,
-        }
+        sizes: dict[str, Any] = {"input_size": 1, "hidden_size": config.hidden_size, "num_layers": config.num_layers}
         gate: dict[str, Any] = {
             "leak": config.leak, "ratio_on": config.ratio_on, "trainable_ratio_on": config.trainable_ratio_on,
             "period_init_min": config.period_init_min, "period_init_max": config.period_init_max,
@@ -127,10 +115,7 @@ class MnistTask:
     def train_step(self, step: int) -> dict[str, float]:
         config = self.config
         chosen = self._batch(step)
-        pixels, labels = (
-            _pixels(self.digits.train_images[chosen]),
-            self.digits.train_labels[chosen],
-        )
+        pixels, labels = (_pixels(self.digits.train_images[chosen]), self.digits.train_labels[chosen])
         rate = learning_rate(config, step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -155,19 +140,13 @@ class MnistTask:
     def evaluate(self, count: int | None = None) -> dict[str, float]:
         """Loss and accuracy on the first `count` test images, or all."""
         self.model.eval()
-        images, labels = (
-            self.digits.test_images[:count],
-            self.digits.test_labels[:count],
-        )
+        images, labels = (self.digits.test_images[:count], self.digits.test_labels[:count])
         losses, hits = 0.0, 0
         for part, wanted in zip(images.split(1000), labels.split(1000), strict=True):
             logits = self.model(_pixels(part))
             losses += nn.functional.cross_entropy(logits, wanted, reduction="sum").item()
             hits += int((logits.argmax(1) == wanted).sum())
-        figures = {
-            "test_loss": losses / len(labels),
-            "test_accuracy": hits / len(labels),
-        }
+        figures = {"test_loss": losses / len(labels), "test_accuracy": hits / len(labels)}
         openness = self.model.openness()
         return figures if openness is None else figures | {"openness": openness}
 
@@ -177,10 +156,7 @@ class MnistTask:
         epoch, index = divmod(step, per_epoch)
         if self._epoch[0] != epoch:
             generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + epoch)
-            self._epoch = (
-                epoch,
-                torch.randperm(len(self.digits.train_labels), generator=generator),
-            )
+            self._epoch = (epoch, torch.randperm(len(self.digits.train_labels), generator=generator))
         return self._epoch[1][index * self.config.batch_size : (index + 1) * self.config.batch_size]
 
 
@@ -193,12 +169,7 @@ def learning_rate(config: MnistConfig, step: int) -> float:
 
 
 def run(
-    config: MnistConfig,
-    out: str | Path,
-    *,
-    resume: bool = False,
-    overwrite: bool = False,
-    progress: bool = True,
+    config: MnistConfig, out: str | Path, *, resume: bool = False, overwrite: bool = False, progress: bool = True
 ) -> dict[str, Any] | None:
     """Train, evaluate on the whole test set, and save the model.
 
@@ -247,11 +218,7 @@ def _train(
     results = _results(config, task, folder)
     save_model(folder.file(MODEL), task.model, {"config": config.to_json()})
     if task.model.is_phased:
-        save_tensors(
-            folder.file(TRACE),
-            trace(task.model, task.digits.test_images[0]),
-            {"model": config.model},
-        )
+        save_tensors(folder.file(TRACE), trace(task.model, task.digits.test_images[0]), {"model": config.model})
     folder.write_json(RESULTS, results)
     return results
 
@@ -292,12 +259,7 @@ def trace(model: SequenceClassifier, image: Tensor) -> dict[str, Tensor]:
     assert isinstance(rnn, (PhasedLSTM, PhasedGRU))
     states, hx = [], None
     for step in range(STEPS):
-        _, hx = rnn(
-            pixels[step].reshape(1, 1, 1),
-            hx,
-            model.times[step : step + 1],
-            return_sequence=False,
-        )
+        _, hx = rnn(pixels[step].reshape(1, 1, 1), hx, model.times[step : step + 1], return_sequence=False)
         states.append((hx[1] if model.has_cell_state else hx)[0, 0])
     return {
         "times": model.times, "pixels": pixels, "openness": rnn.gates[0](model.times), "state": torch.stack(states),
@@ -317,11 +279,7 @@ def _results(config: MnistConfig, task: MnistTask, folder: RunFolder) -> dict[st
         "test_images": len(task.digits.test_labels),
         "seconds_per_step": statistics.median(float(row["seconds"]) for row in rows),
         "parameters": sum(parameter.numel() for parameter in task.model.parameters()),
-        "versions": {
-            "phased_lstm": __version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
+        "versions": {"phased_lstm": __version__, "torch": torch.__version__, "python": platform.python_version()},
         "threads": torch.get_num_threads(),
     }
 

@@ -90,8 +90,7 @@ def train(
                 row |= task.test()
             run.log({"step": done} | row)
             bar.set_postfix(
-                {name: f"{row[name]:.3f}" for name in ("train_loss", "train_accuracy") if name in row},
-                refresh=False,
+                {name: f"{row[name]:.3f}" for name in ("train_loss", "train_accuracy") if name in row}, refresh=False
             )
             bar.update()
             if done % checkpoint_every == 0:
@@ -133,11 +132,4 @@ def _bar(done: int, steps: int, label: str, shown: bool) -> Any:
         raise missing_extra("train", "tqdm") from error
     # In a log file a line every ten seconds is enough.
     interval = 0.1 if sys.stderr.isatty() else 10.0
-    return tqdm(
-        initial=done,
-        total=steps,
-        desc=label,
-        unit="step",
-        disable=not shown,
-        mininterval=interval,
-    )
+    return tqdm(initial=done, total=steps, desc=label, unit="step", disable=not shown, mininterval=interval)

@@ -111,10 +111,7 @@ class RunFolder:
         """Append one line; columns that the row lacks stay empty."""
         if self._log is None:
             self._log = self._guard(open, self.file(LOG), "a", encoding="utf-8", newline="")
-        self._guard(
-            self._log.write,
-            "\t".join(_cell(row.get(name)) for name in self.columns) + "\n",
-        )
+        self._guard(self._log.write, "\t".join(_cell(row.get(name)) for name in self.columns) + "\n")
         self._guard(self._log.flush)
 
     def close(self) -> None:
