@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import subprocess
 import sys
@@ -194,7 +195,11 @@ def test_events_are_those_of_the_reference_at_any_scale_of_time(scale: float) ->
     gate = TimeGate(33, ratio_on=0.2, dtype=torch.float64)
     times = torch.randn(2, 200, dtype=torch.float64) * scale
     values = [value.detach() for value in (gate.period, gate.shift, gate.ratio_on)]
-    offsets, units, phases = torch.ops.phased_lstm.schedule(times, None, *values, False, False)
+    state = torch.zeros(2, 33, dtype=torch.float64)
+    weights = (torch.zeros(132, 1, dtype=torch.float64), torch.zeros(132, 33, dtype=torch.float64), None, None, None)
+    *_, offsets, units, phases = torch.ops.phased_lstm.layer(
+        times.unsqueeze(-1), times, None, state, state, *weights, *values, 0.0, 0, False, False, True
+    )
     wanted = gate.phase(times)
     found = torch.zeros(2, 200, 33, dtype=torch.float64)
     steps = torch.arange(400).repeat_interleave(offsets[:, 1:].sub(offsets[:, :-1]).flatten())
@@ -235,26 +240,45 @@ def test_strided_and_misaligned_tensors() -> None:
 def raw_call(name: str) -> Any:
     """Call a raw operator with one argument out of bounds."""
     x, h = torch.randn(2, 3, 4), torch.zeros(2, 5)
-    weights = (torch.randn(20, 4), torch.randn(20, 5), None, None, None, torch.full((5,), 0.1))
-    none = (torch.zeros(1, 4, dtype=torch.int64), torch.zeros(0, dtype=torch.int32), torch.zeros(0))
-    one = (torch.tensor([[0, 1, 1, 1]]), torch.tensor([5], dtype=torch.int32), torch.zeros(1))
-    double = torch.ones(5, dtype=torch.float64)
-    times = torch.zeros(1, 3, dtype=torch.float64)
+    weights = (torch.randn(20, 4), torch.randn(20, 5), None, None, None)
+    one = torch.ones(5, dtype=torch.float64)
+    gate, times = (one, one, one * 0.1), torch.zeros(2, 3, dtype=torch.float64)
     tail = (0.0, 0, False)
+    none = (torch.zeros(2, 4, dtype=torch.int64), torch.zeros(0, dtype=torch.int32), torch.zeros(0))
+    few = (torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1]]), torch.tensor([4], dtype=torch.int32), torch.zeros(1))
+    twice = (torch.tensor([[0, 2, 2, 2], [2, 2, 2, 2]]), torch.tensor([3, 3], dtype=torch.int32), torch.zeros(2))
     ops = torch.ops.phased_lstm
+
+    def forward(x=x, times=times, lengths=None, h=h, weights=weights, gate=gate, tail=tail) -> Any:
+        return ops.layer(x, times, lengths, h, h, *weights, *gate, *tail, True, True)
+
+    def backward(events: Any, tape: int) -> Any:
+        return ops.layer_backward(
+            x, times, None, *weights, *gate, *tail, h, torch.zeros(tape, 6), *events, None, h, h, False, True
+        )
+
     calls = {
-        "times of rank 1": lambda: ops.schedule(times[0], None, double, double, double, False, True),
-        "unit out of range": lambda: ops.layer_forward(x, None, *one, h, h, *weights, *tail, True, True),
-        "offsets beyond the events": lambda: ops.layer_forward(
-            x, None, one[0] * 2, *one[1:], h, h, *weights, *tail, True, True
-        ),
-        "state of another batch": lambda: ops.layer_forward(x, None, *none, h[:1], h, *weights, *tail, True, True),
-        "length out of range": lambda: ops.layer_forward(
-            x, torch.tensor([4, 1]), *none, h, h, *weights, *tail, True, True
-        ),
-        "tape of another size": lambda: ops.layer_backward(
-            x, None, *none, *weights, *tail, h, torch.zeros(3, 6), None, h, h, double, double, times, False, True
-        ),
+        "times of rank 3": lambda: forward(times=times.unsqueeze(0)),
+        "times of another length": lambda: forward(times=times[:, :2].contiguous()),
+        "times that are infinite": lambda: forward(times=times / 0.0),
+        "input of rank 2": lambda: forward(x=x[0]),
+        "input of integers": lambda: forward(x=x.long()),
+        "input of another dtype": lambda: forward(x=x.double()),
+        "period of zero": lambda: forward(gate=(one * 0, one, one)),
+        "too few periods": lambda: forward(gate=(one[:4], one, one)),
+        "state of another batch": lambda: forward(h=h[:1]),
+        "length out of range": lambda: forward(lengths=torch.tensor([4, 1])),
+        "weights that are strided": lambda: forward(weights=(weights[0].T.contiguous().T, *weights[1:])),
+        "unknown oscillation": lambda: forward(tail=(0.0, 3, False)),
+        "unit out of range": lambda: backward((few[0], few[1] + 1, few[2]), 1),
+        "offsets beyond the events": lambda: backward((few[0] * 2, *few[1:]), 1),
+        "offsets that fall": lambda: backward((torch.tensor([[0, 1, 0, 1], [1, 1, 1, 1]]), *few[1:]), 1),
+        "a unit twice in a step": lambda: backward(twice, 2),
+        "phases of another number": lambda: backward((*few[:2], torch.zeros(3)), 1),
+        "tape of another size": lambda: backward(none, 3),
+        "step of rank 3": lambda: ops.step(x, 0.0, h, h, *weights, *gate, 0),
+        "step at no time": lambda: ops.step(x[:, 0].contiguous(), math.nan, h, h, *weights, *gate, 0),
+        "step from another state": lambda: ops.step(x[0, 0], 0.0, h, h, *weights, *gate, 0),
     }
     return calls[name]
 
@@ -262,12 +286,27 @@ def raw_call(name: str) -> Any:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("times of rank 1", "times should be"),
-        ("unit out of range", "units should be from 0 to H - 1"),
-        ("offsets beyond the events", "offsets should span all events"),
+        ("times of rank 3", r"times should be \(L,\) or \(N, L\)"),
+        ("times of another length", r"times should be \(L,\) or \(N, L\)"),
+        ("times that are infinite", "times should be finite"),
+        ("input of rank 2", r"input should be \(N, L, I\)"),
+        ("input of integers", "input should be float32 or float64"),
+        ("input of another dtype", "weight_ih has the wrong dtype"),
+        ("period of zero", "unit 0: period should be positive"),
+        ("too few periods", "period: size 4 in dimension 0, expected 5"),
         ("state of another batch", "h0: size 1 in dimension 0, expected 2"),
         ("length out of range", "lengths should be from 0 to L"),
+        ("weights that are strided", "weight_ih should be a contiguous tensor"),
+        ("unknown oscillation", "unknown oscillation"),
+        ("unit out of range", "units should be from 0 to H - 1"),
+        ("offsets beyond the events", "offsets should span all events"),
+        ("offsets that fall", "offsets should rise by at most H a step"),
+        ("a unit twice in a step", "units should rise within a step"),
+        ("phases of another number", "phases: size 3 in dimension 0, expected 1"),
         ("tape of another size", "tape: size 3 in dimension 0, expected 0"),
+        ("step of rank 3", r"for a step \(N, I\) or \(I\)"),
+        ("step at no time", "times should be finite"),
+        ("step from another state", "h has the wrong number of dimensions"),
     ],
 )
 def test_operators_check_their_arguments(name: str, message: str) -> None:

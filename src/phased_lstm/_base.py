@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ._checks import Oscillation, check_flag, check_size
 from .functional import NARROW_DTYPES, apply_gru, apply_lstm, autocasting
 from .gate import PERIOD_INIT_MAX, PERIOD_INIT_MIN, TimeGate
+from .ops import native
 from .ops.registry import check_backend_name
 
 PEEPHOLES = ("weight_ci", "weight_cf", "weight_co")
@@ -24,6 +25,22 @@ GATE_DEFAULTS: dict[str, Any] = {
     "period_init_max": PERIOD_INIT_MAX,
     "oscillation": "triangle",
 }
+
+
+class Timing(NamedTuple):
+    """A gate's valid values for one call, each (H,), and the time they count from."""
+
+    period: Tensor
+    shift: Tensor
+    ratio_on: Tensor
+    origin: int | None
+
+
+class _Kept(NamedTuple):
+    """Values in float64 that were made of a gate's parameters, and those parameters as they were."""
+
+    parameters: Tensor
+    timing: Timing
 
 
 class PhasedModule(nn.Module):
@@ -48,6 +65,10 @@ class PhasedModule(nn.Module):
         self.backend = backend
         self._gate_options = gate_options
         self._gate_names: list[str] = []
+        self._kept: dict[str, _Kept] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_kept": {}}
 
     def _add_weights(self, suffix: str, width: int, factory: dict[str, Any]) -> None:
         rows = self._gate_count * self.hidden_size
@@ -97,20 +118,45 @@ class PhasedModule(nn.Module):
         gate = getattr(self, "gate" + suffix)
         if gate.hidden_size != self.hidden_size:
             raise ValueError(f"gate{suffix} is of {gate.hidden_size} units, the layer has {self.hidden_size}")
+        timing = self._timing("gate" + suffix, gate)
         weights = (getattr(self, "weight_ih" + suffix), getattr(self, "weight_hh" + suffix))
         bias_ih = getattr(self, "bias_ih" + suffix) if self.bias else None
         bias_hh = getattr(self, "bias_hh" + suffix) if self.bias else None
-        timing = (gate.period, gate.shift, gate.ratio_on)
         options = options | {"leak": gate.active_leak, "oscillation": gate.oscillation, "backend": self.backend}
-        times = gate.relative(times)
+        times = times if timing.origin == 0 else gate.relative(times)
         if self._state_count == 1:
-            return apply_gru(x, times, state[0], *weights, bias_ih, bias_hh, *timing, **options)
+            return apply_gru(x, times, state[0], *weights, bias_ih, bias_hh, *timing[:3], **options)
         bias = None
         if bias_ih is not None and bias_hh is not None:
             # Two 16-bit biases are added in float32, like everything else.
             bias = bias_ih.float() + bias_hh.float() if bias_ih.dtype in NARROW_DTYPES else bias_ih + bias_hh
         peephole = torch.stack([getattr(self, name + suffix) for name in PEEPHOLES]) if self.peephole else None
-        return apply_lstm(x, times, state[0], state[1], *weights, bias, *timing, peephole=peephole, **options)
+        return apply_lstm(x, times, state[0], state[1], *weights, bias, *timing[:3], peephole=peephole, **options)
+
+    def _timing(self, name: str, gate: TimeGate) -> Timing:
+        """Return the gate's values. Where no gradient is wanted they are kept from call to call.
+
+        Kept values are used only if the parameters are bit for bit what they were: versions of tensors would
+        not tell of writes through `.data`.
+        """
+        if not native.keeps_values(gate.raw_period):
+            return Timing(*gate.values(), None)
+        constant = not torch.is_grad_enabled()
+        if not constant and gate.raw_ratio_on.requires_grad:
+            return Timing(*gate.values(), None)
+        kept = self._kept.get(name)
+        now = gate.parameters_and_initial_values()
+        origin = int(gate.origin)
+        if kept is None or kept.timing.origin != origin or not native.gate_unchanged(kept.parameters, now):
+            # Tensors made in inference mode could not serve a later call that trains.
+            with torch.inference_mode(False), torch.no_grad():
+                period, shift, ratio_on = (value.double() for value in gate.values())
+                timing = Timing(period, shift, ratio_on, origin)
+                kept = self._kept[name] = _Kept(torch.stack(now), timing)
+        if constant:
+            return kept.timing
+        period, shift = gate.period_and_shift()
+        return Timing(period, shift, kept.timing.ratio_on, origin)
 
     def _check_input(self, input: Tensor, weight: Any) -> None:
         if input.device != weight.device:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ._base import PhasedModule, gate_options
+from ._base import PEEPHOLES, PhasedModule, gate_options
 from ._checks import LARGEST_INTEGER_TIME, Oscillation, check_time_dtype
 from .functional import check_sequence
 from .gate import PERIOD_INIT_MAX, PERIOD_INIT_MIN
+from .ops import native
+
+# Integers up to here are floats as well.
+_EXACT = 1 << 53
 
 
 class PhasedCell(PhasedModule):
@@ -31,6 +36,50 @@ class PhasedCell(PhasedModule):
         self.reset_parameters()
 
     def _step(self, input: Tensor, hx: Any, times: Tensor | float | None) -> tuple[Tensor, ...]:
+        return self._quick_step(input, hx, times) or self._checked_step(input, hx, times)
+
+    def _quick_step(self, input: Tensor, hx: Any, times: Tensor | float | None) -> tuple[Tensor, ...] | None:
+        """A stream's usual step in one operator, to the same bits; None where anything is out of the ordinary."""
+        gate: Any = self._modules["gate"]
+        if (
+            type(times) is not float
+            or torch.is_grad_enabled()
+            or self.backend == "reference"
+            or gate.active_leak
+            or not native.keeps_values(gate._parameters["raw_period"])
+            or torch.is_autocast_enabled("cpu")
+        ):
+            return None
+        weights = self._parameters
+        weight_ih: Any = weights["weight_ih"]
+        states = hx if self._state_count == 2 else (hx,)
+        if type(input) is not Tensor or type(states) is not tuple or len(states) != self._state_count:
+            return None
+        dtype = input.dtype
+        shape = (*input.shape[:-1], self.hidden_size)
+        for state in states:
+            if type(state) is not Tensor or state.dtype != dtype or state.shape != shape or not state.is_cpu:
+                return None
+        if (
+            dtype != weight_ih.dtype
+            or dtype not in (torch.float32, torch.float64)
+            or not input.is_cpu
+            or len(shape) > 2
+            or input.shape[-1] != self.input_size
+            or not math.isfinite(times)
+            or gate.hidden_size != self.hidden_size
+        ):
+            return None
+        period, shift, ratio_on, origin = self._timing("gate", gate)
+        if origin is None or abs(origin) > _EXACT:
+            return None
+        peephole = torch.stack([getattr(self, name) for name in PEEPHOLES]) if self.peephole else None
+        return native.step(
+            input, times - origin, states, weight_ih, weights["weight_hh"], weights.get("bias_ih"),
+            weights.get("bias_hh"), peephole, period, shift, ratio_on, gate.oscillation,
+        )  # fmt: skip
+
+    def _checked_step(self, input: Tensor, hx: Any, times: Tensor | float | None) -> tuple[Tensor, ...]:
         if not isinstance(input, Tensor):
             raise TypeError(f"{self._name}: input should be a tensor, got: {type(input).__name__}")
         if input.dim() not in (1, 2):

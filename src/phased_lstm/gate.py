@@ -238,8 +238,7 @@ class TimeGate(nn.Module):
     @property
     def shift(self) -> Tensor:
         """(H,) s, in time units after `origin`; differentiable."""
-        deviation = (_SHIFT_STEP * self.raw_shift).clamp(-_SHIFT_RANGE, _SHIFT_RANGE)
-        return self.initial_shift + deviation * self.period
+        return self.period_and_shift()[1]
 
     @property
     def ratio_on(self) -> Tensor:
@@ -247,6 +246,24 @@ class TimeGate(nn.Module):
         odds = (_RATIO_STEP * self.raw_ratio_on).clamp(-_LOGIT_RATIO_RANGE, _LOGIT_RATIO_RANGE).exp()
         initial = self.initial_ratio_on
         return (initial * odds / (initial * odds + (1.0 - initial))).clamp(min=RATIO_MIN)
+
+    def period_and_shift(self) -> tuple[Tensor, Tensor]:
+        """Both, at less than the cost of one after the other."""
+        period = self.period
+        deviation = (_SHIFT_STEP * self.raw_shift).clamp(-_SHIFT_RANGE, _SHIFT_RANGE)
+        return period, self.initial_shift + deviation * period
+
+    def values(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Period, shift and ratio_on."""
+        return (*self.period_and_shift(), self.ratio_on)
+
+    def parameters_and_initial_values(self) -> tuple[Any, ...]:
+        """The six tensors (H,) that `values` are made of."""
+        raw, initial = self._parameters, self._buffers
+        return (
+            raw["raw_period"], raw["raw_shift"], raw["raw_ratio_on"],
+            initial["initial_period"], initial["initial_shift"], initial["initial_ratio_on"],
+        )  # fmt: skip
 
     @property
     def active_leak(self) -> float:

@@ -146,7 +146,7 @@ class PhasedRNN(PhasedModule):
                 x = torch.cat(outputs, dim=-1) if self.bidirectional else outputs[0]
                 if not last and self.dropout and self.training:
                     x = nn.functional.dropout(x, self.dropout)
-        joined = tuple(torch.stack(list(final)) for final in zip(*finals, strict=True))
+        joined = tuple(_stacked(list(final)) for final in zip(*finals, strict=True))
         if batch.unbatched:
             joined = tuple(state.squeeze(1) for state in joined)
         return batch.restore(x) if return_sequence else None, joined
@@ -405,6 +405,10 @@ class PhasedGRU(PhasedRNN):
         if not isinstance(gru, nn.GRU):
             raise TypeError(f"from_gru takes a torch.nn.GRU, got: {type(gru).__name__}")
         return _convert(cls, gru, phased)
+
+
+def _stacked(tensors: list[Tensor]) -> Tensor:
+    return tensors[0].unsqueeze(0) if len(tensors) == 1 else torch.stack(tensors)
 
 
 def _convert(cls: type[Any], source: nn.RNNBase, options: dict[str, Any]) -> Any:

@@ -45,6 +45,7 @@ struct Layer {
   int64_t batch, steps, inputs, units;
   bool reverse;
   Events<T> events;
+  const double* times;     // (R, L)
   bool panels;             // run sequences side by side, which needs shared times or all units open
   const int64_t* lengths;  // (N) or null: steps beyond lengths[n] are skipped
   const T* input;          // (N, L, I)
@@ -66,8 +67,8 @@ struct Forward {
   T* h_n;       // (N, H)
   T* c_n;       // (N, H), LSTM only
   T* tape;      // (entries, fields) for the backward pass, or null. Fields: LSTM i, f, g, o, h', c';
-                // GRU r, z, n, hn, h'. Row by row: entry e, or n * E + e when times are shared. In panels:
-                // (panel, event, field, row of the panel).
+                // GRU r, z, n, hn, h'. By rows: for each group, from its first event on, (tick, field, event).
+                // In panels: (panel, event, field, row of the panel).
 };
 
 template <typename T>
@@ -79,7 +80,6 @@ struct Backward {
   const T* grad_c_n;     // (N, H), LSTM only
   const double* period;  // (H)
   const double* shift;   // (H)
-  const double* times;   // (R, L)
   T* grad_input;         // (N, L, I), zero on entry, or null
   T* grad_h0;            // (N, H)
   T* grad_c0;            // (N, H), LSTM only
@@ -108,7 +108,8 @@ struct KernelTable {
   int64_t (*tape_entries)(const Layer<T>&);
   // Values in the packed weights.
   int64_t (*packed_size)(const Layer<T>&, bool lstm);
-  void (*pack)(const Layer<T>&, bool lstm, T* packed);
+  // `wanted`: (H), which units' weights will be read; null for all. The others are left as they are.
+  void (*pack)(const Layer<T>&, bool lstm, T* packed, const uint8_t* wanted);
   void (*forward)(const Layer<T>&, bool lstm, const Forward<T>&, const T* packed, int64_t begin, int64_t end);
   // Values in one chunk's share of the gradients.
   int64_t (*partial_size)(const Layer<T>&, bool lstm);
@@ -116,7 +117,7 @@ struct KernelTable {
   // the gradients that rows share.
   void (*backward)(const Layer<T>&, bool lstm, const Backward<T>&, const T* packed, int64_t begin, int64_t end,
                    T* partial, double* gate);
-  // Adds up the chunks' shares in order and puts them into torch's layout.
+  // Adds up the chunks' shares in their order and puts them into torch's layout.
   void (*gather)(const Layer<T>&, bool lstm, const Backward<T>&, const T* partials, const double* gates,
                  int64_t chunks);
 };

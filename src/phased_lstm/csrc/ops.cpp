@@ -34,6 +34,9 @@ constexpr int64_t kStepsInBlock = 8192;
 // From so many sequences on, those that can run side by side do.
 constexpr int64_t kPanelBatch = 4;
 
+// Events per unit below which it is worth looking which units have any.
+constexpr int64_t kFewEvents = 4;
+
 const Kernels& kernels() {
   static const Kernels* const chosen = [] {
     const char* forced = std::getenv("PHASED_LSTM_ISA");
@@ -73,13 +76,19 @@ void check(const Tensor& tensor, const char* name, ScalarType type, std::initial
 }
 
 template <typename T>
-constexpr ScalarType type_of() {
-  return std::is_same_v<T, float> ? ScalarType::Float : ScalarType::Double;
-}
+constexpr ScalarType kTypeOf = ScalarType::Undefined;
+template <>
+constexpr ScalarType kTypeOf<float> = ScalarType::Float;
+template <>
+constexpr ScalarType kTypeOf<double> = ScalarType::Double;
+template <>
+constexpr ScalarType kTypeOf<int32_t> = ScalarType::Int;
+template <>
+constexpr ScalarType kTypeOf<int64_t> = ScalarType::Long;
 
 template <typename T>
 const T* pointer(const Tensor& tensor, const char* name, std::initializer_list<int64_t> shape) {
-  check(tensor, name, type_of<T>(), shape);
+  check(tensor, name, kTypeOf<T>, shape);
   return static_cast<const T*>(tensor.const_data_ptr());
 }
 
@@ -95,7 +104,7 @@ T* output(Tensor& tensor) {
 
 template <typename T>
 Tensor blank(const Tensor& like, std::vector<int64_t> shape, bool zero = false) {
-  return zero ? torch::stable::new_zeros(like, shape, type_of<T>()) : torch::stable::new_empty(like, shape, type_of<T>());
+  return zero ? torch::stable::new_zeros(like, shape, kTypeOf<T>) : torch::stable::new_empty(like, shape, kTypeOf<T>);
 }
 
 // Runs f over [0, count) on torch's threads; an exception in any of them is raised again here.
@@ -112,104 +121,231 @@ void spread(int64_t count, const F& f) {
   STD_TORCH_CHECK(!failed, "out of memory in a phased_lstm kernel");
 }
 
-// schedule: the open events of every row of times.
-std::tuple<Tensor, Tensor, Tensor> schedule(Tensor coarse, MaybeTensor residue, Tensor period, Tensor shift,
-                                            Tensor ratio_on, bool all_open, bool single) {
-  STD_TORCH_CHECK(coarse.dim() == 2 && period.dim() == 1, "times should be (R, L) and period (H,)");
-  const int64_t rows = coarse.size(0), steps = coarse.size(1), units = period.size(0);
-  GateTimes gate{pointer<double>(coarse, "times", {rows, steps}),
-                 pointer<double>(residue, "residue", {rows, steps}),
-                 rows, steps, units,
-                 pointer<double>(period, "period", {units}),
-                 pointer<double>(shift, "shift", {units}),
-                 pointer<double>(ratio_on, "ratio_on", {units}),
-                 all_open};
-  const int64_t blocks_in_row = (steps + kStepsInBlock - 1) / kStepsInBlock;
-  std::vector<EventBlock> found(rows * blocks_in_row);
-  Tensor offsets = torch::stable::new_zeros(coarse, {rows, steps + 1}, ScalarType::Long);
-  int64_t* counts = output<int64_t>(offsets);
-  spread(static_cast<int64_t>(found.size()), [&](int64_t begin, int64_t end) {
-    for (int64_t block = begin; block < end; ++block) {
-      const int64_t row = block / blocks_in_row, first = block % blocks_in_row * kStepsInBlock;
-      kernels().find_events(gate, row, first, std::min(steps, first + kStepsInBlock), counts + row * (steps + 1) + 1,
-                            found[block]);
-    }
-  });
-  // counts[t + 1] of a row holds the events of step t; running sums make them offsets into all events.
-  int64_t total = 0;
-  for (int64_t row = 0; row < rows; ++row) {
-    int64_t* of_row = counts + row * (steps + 1);
-    of_row[0] = total;
-    for (int64_t t = 1; t <= steps; ++t) of_row[t] = total += of_row[t];
+// Times as doubles, and for integers what doubles cannot hold of them.
+struct Times {
+  int64_t rows, steps;
+  const double* coarse;
+  const double* residue = nullptr;
+  Times(const Times&) = delete;
+  explicit Times(double time) : rows(1), steps(1), coarse(&alone_), alone_(time) {
+    STD_TORCH_CHECK(std::isfinite(time), "times should be finite");
   }
-  Tensor event_units = torch::stable::new_empty(coarse, {total}, ScalarType::Int);
-  Tensor phases = torch::stable::new_empty(coarse, {total}, single ? ScalarType::Float : ScalarType::Double);
-  std::vector<int64_t> starts(found.size());
-  for (size_t block = 1; block < found.size(); ++block)
-    starts[block] = starts[block - 1] + static_cast<int64_t>(found[block - 1].units.size());
-  int32_t* unit_data = output<int32_t>(event_units);
-  void* phase_data = phases.mutable_data_ptr();
-  spread(static_cast<int64_t>(found.size()), [&](int64_t begin, int64_t end) {
-    for (int64_t block = begin; block < end; ++block) {
-      const EventBlock& events = found[block];
-      std::copy(events.units.begin(), events.units.end(), unit_data + starts[block]);
-      if (single)
-        std::copy(events.phases.begin(), events.phases.end(), static_cast<float*>(phase_data) + starts[block]);
-      else
-        std::copy(events.phases.begin(), events.phases.end(), static_cast<double*>(phase_data) + starts[block]);
+  explicit Times(const Tensor& times) : rows(times.dim() == 2 ? times.size(0) : 1), steps(times.size(times.dim() - 1)) {
+    STD_TORCH_CHECK(times.is_cpu() && times.is_contiguous() && (times.dim() == 1 || times.dim() == 2),
+                    "times should be (L,) or (N, L), contiguous, on the CPU");
+    switch (times.scalar_type()) {
+      case ScalarType::Double: coarse = static_cast<const double*>(times.const_data_ptr()); break;
+      case ScalarType::Float: convert<float>(times); break;
+      case ScalarType::Int: convert<int32_t>(times); break;
+      case ScalarType::Long: convert<int64_t>(times); break;
+      default: STD_TORCH_CHECK(false, "times should be int32, int64, float32 or float64");
     }
-  });
-  return {offsets, event_units, phases};
+    bool finite = true;
+    for (int64_t j = 0; j < rows * steps; ++j) finite &= std::isfinite(coarse[j]);
+    STD_TORCH_CHECK(finite, "times should be finite");
+  }
+
+ private:
+  double alone_ = 0.0;
+  Buffer<double> converted_, rest_;
+  template <typename From>
+  void convert(const Tensor& times) {
+    const auto* from = static_cast<const From*>(times.const_data_ptr());
+    converted_.assign(from, from + rows * steps);
+    coarse = converted_.data();
+    if constexpr (std::is_same_v<From, int64_t>) {
+      bool exact = true;
+      for (int64_t j = 0; j < rows * steps; ++j) {
+        STD_TORCH_CHECK(std::fabs(coarse[j]) < 0x1p63, "integer times should be within 2**62 of zero");
+        exact &= static_cast<int64_t>(coarse[j]) == from[j];
+      }
+      if (exact) return;
+      rest_.resize(rows * steps);
+      for (int64_t j = 0; j < rows * steps; ++j)
+        rest_[j] = static_cast<double>(from[j] - static_cast<int64_t>(coarse[j]));
+      residue = rest_.data();
+    }
+  }
+};
+
+// The time gate's tensors.
+struct GateOf {
+  const double *period, *shift, *ratio_on;
+  GateOf(const Tensor& period_, const Tensor& shift_, const Tensor& ratio_on_, int64_t units)
+      : period(pointer<double>(period_, "period", {units})),
+        shift(pointer<double>(shift_, "shift", {units})),
+        ratio_on(pointer<double>(ratio_on_, "ratio_on", {units})) {
+    for (int64_t u = 0; u < units; ++u)
+      STD_TORCH_CHECK(period[u] > 0.0 && std::isfinite(period[u]) && std::isfinite(shift[u]) && ratio_on[u] > 0.0 &&
+                          ratio_on[u] <= 1.0,
+                      "unit ", u, ": period should be positive and finite, shift finite, ratio_on in (0, 1]; got ",
+                      period[u], ", ", shift[u], " and ", ratio_on[u]);
+  }
+};
+
+// The open events of every row of times; phases are of type T. They lie in tensors when they are to be returned.
+template <typename T>
+class FoundEvents {
+ public:
+  MaybeTensor offsets, units, phases;
+
+  // `like`: a tensor on the device, or null to hold the events in memory of its own.
+  FoundEvents(const Tensor* like, const Times& times, const GateOf& of, int64_t hidden, bool all_open) {
+    const int64_t rows = times.rows, steps = times.steps;
+    const GateTimes gate{times.coarse, times.residue, rows, steps, hidden, of.period, of.shift, of.ratio_on, all_open};
+    const int64_t blocks_in_row = (steps + kStepsInBlock - 1) / kStepsInBlock;
+    std::vector<EventBlock> found(rows * blocks_in_row);
+    int64_t* counts = room<int64_t>(like, {rows, steps + 1}, offsets, own_offsets_);
+    spread(static_cast<int64_t>(found.size()), [&](int64_t begin, int64_t end) {
+      for (int64_t block = begin; block < end; ++block) {
+        const int64_t row = block / blocks_in_row, first = block % blocks_in_row * kStepsInBlock;
+        kernels().find_events(gate, row, first, std::min(steps, first + kStepsInBlock), counts + row * (steps + 1) + 1,
+                              found[block]);
+      }
+    });
+    // counts[t + 1] of a row holds the events of step t; running sums make them offsets into all events.
+    int64_t total = 0;
+    for (int64_t row = 0; row < rows; ++row) {
+      int64_t* of_row = counts + row * (steps + 1);
+      of_row[0] = total;
+      for (int64_t t = 1; t <= steps; ++t) of_row[t] = total += of_row[t];
+    }
+    int32_t* unit_data = room<int32_t>(like, {total}, units, own_units_);
+    T* phase_data = room<T>(like, {total}, phases, own_phases_);
+    std::vector<int64_t> starts(found.size());
+    for (size_t block = 1; block < found.size(); ++block)
+      starts[block] = starts[block - 1] + static_cast<int64_t>(found[block - 1].units.size());
+    spread(static_cast<int64_t>(found.size()), [&](int64_t begin, int64_t end) {
+      for (int64_t block = begin; block < end; ++block) {
+        std::copy(found[block].units.begin(), found[block].units.end(), unit_data + starts[block]);
+        std::copy(found[block].phases.begin(), found[block].phases.end(), phase_data + starts[block]);
+        found[block] = EventBlock();
+      }
+    });
+    events = {counts, unit_data, phase_data, total, rows == 1};
+  }
+
+  Events<T> events;
+
+ private:
+  Buffer<int64_t> own_offsets_;
+  Buffer<int32_t> own_units_;
+  Buffer<T> own_phases_;
+
+  template <typename V>
+  static V* room(const Tensor* like, std::vector<int64_t> shape, MaybeTensor& tensor, Buffer<V>& own) {
+    if (like) return output<V>(tensor.emplace(blank<V>(*like, shape)));
+    int64_t size = 1;
+    for (const int64_t part : shape) size *= part;
+    own.resize(size);
+    return own.data();
+  }
+};
+
+// Events that came in through the operator's door are checked before they index anything.
+template <typename T>
+Events<T> checked_events(const Tensor& offsets, const Tensor& event_units, const Tensor& phases, int64_t batch,
+                         int64_t steps, int64_t hidden) {
+  STD_TORCH_CHECK(offsets.dim() == 2 && event_units.dim() == 1, "events should be offsets (R, L + 1), units (E,)");
+  const int64_t rows = offsets.size(0), count = event_units.size(0);
+  STD_TORCH_CHECK(rows == 1 || rows == batch, "events should have 1 row or one for each sequence");
+  check(offsets, "offsets", ScalarType::Long, {rows, steps + 1});
+  check(event_units, "units", ScalarType::Int, {count});
+  const auto* starts = static_cast<const int64_t*>(offsets.const_data_ptr());
+  STD_TORCH_CHECK(rows == 0 ? count == 0 : starts[0] == 0 && starts[rows * (steps + 1) - 1] == count,
+                  "offsets should span all events");
+  bool rising = true;
+  for (int64_t j = 1; j < rows * (steps + 1); ++j) {
+    const int64_t found = starts[j] - starts[j - 1];
+    rising &= found >= 0 && found <= (j % (steps + 1) == 0 ? 0 : hidden);
+  }
+  STD_TORCH_CHECK(rising, "offsets should rise by at most H a step");
+  const auto* units = static_cast<const int32_t*>(event_units.const_data_ptr());
+  bool inside = true;
+  for (int64_t e = 0; e < count; ++e) inside &= static_cast<uint32_t>(units[e]) < static_cast<uint64_t>(hidden);
+  STD_TORCH_CHECK(inside, "units should be from 0 to H - 1");
+  // Within a step each unit comes once, in order: a state is written once for each event.
+  bool ordered = true;
+  for (int64_t j = 1; j < rows * (steps + 1); ++j)
+    for (int64_t e = starts[j - 1] + 1; e < starts[j]; ++e) ordered &= units[e - 1] < units[e];
+  STD_TORCH_CHECK(ordered, "units should rise within a step");
+  return {starts, units, pointer<T>(phases, "phases", {count}), count, rows == 1};
 }
 
-// Checks a layer's tensors and gathers them; `gates` is 4 for an LSTM and 3 for a GRU.
+// The operands that all operators share.
+struct Operands {
+  Tensor input;
+  MaybeTensor lengths;
+  Tensor weight_ih, weight_hh;
+  MaybeTensor bias_ih, bias_hh, peephole;
+  double leak;
+  int64_t oscillation;
+  bool reverse;
+  int64_t batch, steps, inputs, units;
+
+  // The input is (N, L, I); or, for a step, (N, I) or (I).
+  Operands(Tensor input_, MaybeTensor lengths_, Tensor weight_ih_, Tensor weight_hh_, MaybeTensor bias_ih_,
+           MaybeTensor bias_hh_, MaybeTensor peephole_, double leak_, int64_t oscillation_, bool reverse_, bool step)
+      : input(input_), lengths(lengths_), weight_ih(weight_ih_), weight_hh(weight_hh_), bias_ih(bias_ih_),
+        bias_hh(bias_hh_), peephole(peephole_), leak(leak_), oscillation(oscillation_), reverse(reverse_) {
+    const int64_t rank = input.dim();
+    STD_TORCH_CHECK(step ? rank == 1 || rank == 2 : rank == 3, "input should be (N, L, I), or for a step (N, I) or (I)");
+    STD_TORCH_CHECK(input.is_cpu() && input.is_contiguous(), "input should be a contiguous tensor on the CPU");
+    STD_TORCH_CHECK(input.scalar_type() == ScalarType::Float || input.scalar_type() == ScalarType::Double,
+                    "input should be float32 or float64");
+    STD_TORCH_CHECK(weight_hh.dim() == 2, "weight_hh should be (G * H, H)");
+    batch = rank == 1 ? 1 : input.size(0);
+    steps = step ? 1 : input.size(1);
+    inputs = input.size(rank - 1);
+    units = weight_hh.size(1);
+    STD_TORCH_CHECK(units > 0 && inputs > 0, "there should be at least one unit and one input feature");
+  }
+};
+
+// Checks a layer's tensors and gathers them; `gates` is 4 for an LSTM and 3 for a GRU. `ratio_on` holds the ratios in
+// the compute type, for as long as the layer is used.
 template <typename T>
-Layer<T> layer_of(int64_t gates, const Tensor& input, const MaybeTensor& lengths, const Tensor& offsets,
-                  const Tensor& units, const Tensor& phases, const Tensor& weight_ih, const Tensor& weight_hh,
-                  const MaybeTensor& bias_ih, const MaybeTensor& bias_hh, const MaybeTensor& peephole,
-                  const Tensor& ratio_on, double leak, int64_t oscillation, bool reverse) {
-  STD_TORCH_CHECK(input.dim() == 3 && weight_hh.dim() == 2, "input should be (N, L, I) and weight_hh (G * H, H)");
-  const int64_t N = input.size(0), L = input.size(1), I = input.size(2), H = weight_hh.size(1);
-  STD_TORCH_CHECK(oscillation >= kTriangle && oscillation <= kCosine, "unknown oscillation");
-  STD_TORCH_CHECK(offsets.dim() == 2 && units.dim() == 1, "events should be offsets (R, L + 1) and units (E,)");
-  const int64_t rows = offsets.size(0), events = units.size(0);
-  STD_TORCH_CHECK(rows == 1 || rows == N, "events should have 1 row or one for each sequence");
-  check(offsets, "offsets", ScalarType::Long, {rows, L + 1});
-  check(units, "units", ScalarType::Int, {events});
-  const auto* starts = static_cast<const int64_t*>(offsets.const_data_ptr());
-  STD_TORCH_CHECK(rows == 0 ? events == 0 : starts[0] == 0 && starts[rows * (L + 1) - 1] == events,
-                  "offsets should span all events");
-  for (int64_t j = 1; j < rows * (L + 1); ++j)
-    STD_TORCH_CHECK(starts[j - 1] <= starts[j] && (j % (L + 1) == 0 || starts[j] - starts[j - 1] <= H),
-                    "offsets should rise by at most H a step");
-  const auto* open = static_cast<const int32_t*>(units.const_data_ptr());
-  for (int64_t e = 0; e < events; ++e) STD_TORCH_CHECK(open[e] >= 0 && open[e] < H, "units should be from 0 to H - 1");
-  Layer<T> layer{N, L, I, H, reverse,
-                 {starts, open, pointer<T>(phases, "phases", {events}), events, rows == 1 && N != 1},
+Layer<T> layer_of(int64_t gates, const Operands& from, const Times& times, Events<T> events, const double* ratios,
+                  Buffer<T>& ratio_on) {
+  const int64_t N = from.batch, L = from.steps, I = from.inputs, H = from.units;
+  STD_TORCH_CHECK(from.oscillation >= kTriangle && from.oscillation <= kCosine, "unknown oscillation");
+  STD_TORCH_CHECK(times.steps == L && (times.rows == 1 || times.rows == N), "times should be (L,) or (N, L)");
+  STD_TORCH_CHECK(events.shared == (times.rows == 1), "events should have as many rows as times");
+  events.shared &= N != 1;
+  ratio_on.assign(ratios, ratios + H);
+  Layer<T> layer{N, L, I, H, from.reverse, events,
+                 times.coarse,
                  false,
                  nullptr,
-                 pointer<T>(input, "input", {N, L, I}),
-                 pointer<T>(weight_ih, "weight_ih", {gates * H, I}),
-                 pointer<T>(weight_hh, "weight_hh", {gates * H, H}),
-                 pointer<T>(bias_ih, "bias_ih", {gates * H}),
-                 pointer<T>(bias_hh, "bias_hh", {gates * H}),
-                 pointer<T>(peephole, "peephole", {3, H}),
-                 pointer<T>(ratio_on, "ratio_on", {H}),
-                 static_cast<T>(leak), static_cast<Oscillation>(oscillation)};
-  layer.panels = N >= kPanelBatch && (layer.events.shared || events == N * L * H);
-  if (lengths) {
-    check(*lengths, "lengths", ScalarType::Long, {N});
-    layer.lengths = static_cast<const int64_t*>(lengths->const_data_ptr());
+                 static_cast<const T*>(from.input.const_data_ptr()),
+                 pointer<T>(from.weight_ih, "weight_ih", {gates * H, I}),
+                 pointer<T>(from.weight_hh, "weight_hh", {gates * H, H}),
+                 pointer<T>(from.bias_ih, "bias_ih", {gates * H}),
+                 pointer<T>(from.bias_hh, "bias_hh", {gates * H}),
+                 pointer<T>(from.peephole, "peephole", {3, H}),
+                 ratio_on.data(),
+                 static_cast<T>(from.leak), static_cast<Oscillation>(from.oscillation)};
+  layer.panels = N >= kPanelBatch && (layer.events.shared || layer.events.count == N * L * H);
+  if (from.lengths) {
+    check(*from.lengths, "lengths", ScalarType::Long, {N});
+    layer.lengths = static_cast<const int64_t*>(from.lengths->const_data_ptr());
     for (int64_t n = 0; n < N; ++n)
       STD_TORCH_CHECK(layer.lengths[n] >= 0 && layer.lengths[n] <= L, "lengths should be from 0 to L");
   }
   return layer;
 }
 
+// The weights of the units that have events.
 template <typename T>
 Buffer<T> packed_weights(const Layer<T>& layer, bool lstm) {
   Buffer<T> packed(table<T>().packed_size(layer, lstm));
-  table<T>().pack(layer, lstm, packed.data());
+  std::vector<uint8_t> wanted;
+  // In a long sequence they are all wanted, and looking would take its time.
+  if (layer.events.count < kFewEvents * layer.units) {
+    wanted.resize(layer.units, 0);
+    for (int64_t e = 0; e < layer.events.count; ++e) wanted[layer.events.units[e]] = 1;
+  }
+  table<T>().pack(layer, lstm, packed.data(), wanted.empty() ? nullptr : wanted.data());
   return packed;
 }
 
@@ -219,32 +355,43 @@ int64_t groups(const Layer<T>& layer) {
   return (layer.batch + size - 1) / size;
 }
 
+using ForwardResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+using BackwardResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
 template <typename T>
-std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Layer<T>& layer, const Tensor& input, const Tensor& h0,
-                                                   const MaybeTensor& c0, bool return_sequence, bool keep_tape) {
-  const bool lstm = c0.has_value();
-  const int64_t N = layer.batch, L = layer.steps, H = layer.units;
-  Tensor output_ = blank<T>(input, {return_sequence ? N : 0, L, H});
-  Tensor h_n = blank<T>(input, {N, H});
-  Tensor c_n = blank<T>(input, {lstm ? N : 0, H});
-  Tensor tape = blank<T>(input, {keep_tape ? table<T>().tape_entries(layer) : 0, lstm ? 6 : 5});
-  const Forward<T> run{pointer<T>(h0, "h0", {N, H}),
-                       pointer<T>(c0, "c0", {N, H}),
-                       return_sequence ? output<T>(output_) : nullptr,
-                       output<T>(h_n),
-                       lstm ? output<T>(c_n) : nullptr,
-                       keep_tape ? output<T>(tape) : nullptr};
+void run_forward(const Layer<T>& layer, bool lstm, const Forward<T>& run) {
   const Buffer<T> packed = packed_weights(layer, lstm);
   spread(groups(layer), [&](int64_t begin, int64_t end) { table<T>().forward(layer, lstm, run, packed.data(), begin, end); });
-  return {output_, h_n, c_n, tape};
 }
 
 template <typename T>
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
-    const Layer<T>& layer, const Tensor& input, const Tensor& h_n, const Tensor& tape, const MaybeTensor& grad_output,
-    const Tensor& grad_h_n, const MaybeTensor& grad_c_n, const Tensor& period, const Tensor& shift,
-    const Tensor& times, bool need_times, bool need_input) {
+ForwardResult forward(const Operands& from, const Times& times, const GateOf& gate, const Tensor& h0,
+                      const MaybeTensor& c0, bool return_sequence, bool keep_tape) {
+  const bool lstm = c0.has_value();
+  const int64_t N = from.batch, L = from.steps, H = from.units;
+  FoundEvents<T> found(keep_tape ? &from.input : nullptr, times, gate, H, from.leak > 0.0);
+  Buffer<T> ratio_on;
+  const Layer<T> layer = layer_of<T>(lstm ? 4 : 3, from, times, found.events, gate.ratio_on, ratio_on);
+  Tensor output_ = blank<T>(from.input, {return_sequence ? N : 0, L, H});
+  Tensor h_n = blank<T>(from.input, {N, H});
+  Tensor c_n = blank<T>(from.input, {lstm ? N : 0, H});
+  Tensor tape = blank<T>(from.input, {keep_tape ? table<T>().tape_entries(layer) : 0, lstm ? 6 : 5});
+  run_forward<T>(layer, lstm,
+                 {pointer<T>(h0, "h0", {N, H}), pointer<T>(c0, "c0", {N, H}),
+                  return_sequence ? output<T>(output_) : nullptr, output<T>(h_n), lstm ? output<T>(c_n) : nullptr,
+                  keep_tape ? output<T>(tape) : nullptr});
+  if (keep_tape) return {output_, h_n, c_n, tape, *found.offsets, *found.units, *found.phases};
+  return {output_, h_n, c_n, tape, blank<int64_t>(h_n, {0, 0}), blank<int32_t>(h_n, {0}), blank<T>(h_n, {0})};
+}
+
+template <typename T>
+BackwardResult backward(const Operands& from, const Times& times, const Events<T>& events, const GateOf& gate,
+                        const Tensor& h_n, const Tensor& tape, const MaybeTensor& grad_output, const Tensor& grad_h_n,
+                        const MaybeTensor& grad_c_n, bool need_times, bool need_input) {
   const bool lstm = grad_c_n.has_value();
+  Buffer<T> ratio_on;
+  const Layer<T> layer = layer_of<T>(lstm ? 4 : 3, from, times, events, gate.ratio_on, ratio_on);
+  const Tensor& input = from.input;
   const int64_t N = layer.batch, L = layer.steps, I = layer.inputs, H = layer.units, G = lstm ? 4 : 3;
   Tensor grad_input = blank<T>(input, {need_input ? N : 0, L, I}, true);
   Tensor grad_h0 = blank<T>(input, {N, H}), grad_c0 = blank<T>(input, {lstm ? N : 0, H});
@@ -258,9 +405,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
                         pointer<T>(grad_output, "grad_output", {N, L, H}),
                         pointer<T>(grad_h_n, "grad_h_n", {N, H}),
                         pointer<T>(grad_c_n, "grad_c_n", {N, H}),
-                        pointer<double>(period, "period", {H}),
-                        pointer<double>(shift, "shift", {H}),
-                        pointer<double>(times, "times", {layer.events.shared ? 1 : N, L}),
+                        gate.period,
+                        gate.shift,
                         need_input ? output<T>(grad_input) : nullptr,
                         output<T>(grad_h0),
                         lstm ? output<T>(grad_c0) : nullptr,
@@ -287,29 +433,73 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
 }
 
 // One operator for both cells: c0 present means LSTM.
-std::tuple<Tensor, Tensor, Tensor, Tensor> layer_forward(
-    Tensor input, MaybeTensor lengths, Tensor offsets, Tensor units, Tensor phases, Tensor h0, MaybeTensor c0,
-    Tensor weight_ih, Tensor weight_hh, MaybeTensor bias_ih, MaybeTensor bias_hh, MaybeTensor peephole,
-    Tensor ratio_on, double leak, int64_t oscillation, bool reverse, bool return_sequence, bool keep_tape) {
+ForwardResult layer(Tensor input, Tensor times, MaybeTensor lengths, Tensor h0, MaybeTensor c0, Tensor weight_ih,
+                    Tensor weight_hh, MaybeTensor bias_ih, MaybeTensor bias_hh, MaybeTensor peephole, Tensor period,
+                    Tensor shift, Tensor ratio_on, double leak, int64_t oscillation, bool reverse,
+                    bool return_sequence, bool keep_tape) {
+  const Operands from(input, lengths, weight_ih, weight_hh, bias_ih, bias_hh, peephole, leak, oscillation, reverse,
+                      false);
+  const Times stamps(times);
+  const GateOf gate(period, shift, ratio_on, from.units);
+  return input.scalar_type() == ScalarType::Double
+             ? forward<double>(from, stamps, gate, h0, c0, return_sequence, keep_tape)
+             : forward<float>(from, stamps, gate, h0, c0, return_sequence, keep_tape);
+}
+
+BackwardResult layer_backward(Tensor input, Tensor times, MaybeTensor lengths, Tensor weight_ih, Tensor weight_hh,
+                              MaybeTensor bias_ih, MaybeTensor bias_hh, MaybeTensor peephole, Tensor period,
+                              Tensor shift, Tensor ratio_on, double leak, int64_t oscillation, bool reverse,
+                              Tensor h_n, Tensor tape, Tensor offsets, Tensor units, Tensor phases,
+                              MaybeTensor grad_output, Tensor grad_h_n, MaybeTensor grad_c_n, bool need_times,
+                              bool need_input) {
+  const Operands from(input, lengths, weight_ih, weight_hh, bias_ih, bias_hh, peephole, leak, oscillation, reverse,
+                      false);
+  const Times stamps(times);
+  const GateOf gate(period, shift, ratio_on, from.units);
   const auto run = [&]<typename T>(T) {
-    return forward(layer_of<T>(c0 ? 4 : 3, input, lengths, offsets, units, phases, weight_ih, weight_hh, bias_ih,
-                               bias_hh, peephole, ratio_on, leak, oscillation, reverse),
-                   input, h0, c0, return_sequence, keep_tape);
+    return backward<T>(from, stamps, checked_events<T>(offsets, units, phases, from.batch, from.steps, from.units),
+                       gate, h_n, tape, grad_output, grad_h_n, grad_c_n, need_times, need_input);
   };
   return input.scalar_type() == ScalarType::Double ? run(double{}) : run(float{});
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> layer_backward(
-    Tensor input, MaybeTensor lengths, Tensor offsets, Tensor units, Tensor phases, Tensor weight_ih,
-    Tensor weight_hh, MaybeTensor bias_ih, MaybeTensor bias_hh, MaybeTensor peephole, Tensor ratio_on, double leak,
-    int64_t oscillation, bool reverse, Tensor h_n, Tensor tape, MaybeTensor grad_output, Tensor grad_h_n,
-    MaybeTensor grad_c_n, Tensor period, Tensor shift, Tensor times, bool need_times, bool need_input) {
-  const auto run = [&]<typename T>(T) {
-    return backward(layer_of<T>(grad_c_n ? 4 : 3, input, lengths, offsets, units, phases, weight_ih, weight_hh,
-                                bias_ih, bias_hh, peephole, ratio_on, leak, oscillation, reverse),
-                    input, h_n, tape, grad_output, grad_h_n, grad_c_n, period, shift, times, need_times, need_input);
+// One step at one time, without autograd; c present means LSTM. h may be (N, H) or (H), and so are the results.
+std::tuple<Tensor, Tensor> step(Tensor input, double time, Tensor h, MaybeTensor c, Tensor weight_ih, Tensor weight_hh,
+                                MaybeTensor bias_ih, MaybeTensor bias_hh, MaybeTensor peephole, Tensor period,
+                                Tensor shift, Tensor ratio_on, int64_t oscillation) {
+  const Operands from(input, std::nullopt, weight_ih, weight_hh, bias_ih, bias_hh, peephole, 0.0, oscillation, false,
+                      true);
+  const Times times(time);
+  const GateOf gate(period, shift, ratio_on, from.units);
+  const auto run = [&]<typename T>(T) -> std::tuple<Tensor, Tensor> {
+    const int64_t N = from.batch, H = from.units;
+    const std::initializer_list<int64_t> alone{H}, batched{N, H};
+    const auto& shape = input.dim() == 1 ? alone : batched;
+    FoundEvents<T> found(nullptr, times, gate, H, false);
+    Buffer<T> ratios;
+    const Layer<T> layer = layer_of<T>(c ? 4 : 3, from, times, found.events, gate.ratio_on, ratios);
+    Tensor new_h = blank<T>(input, shape), new_c = blank<T>(input, c ? std::vector<int64_t>(shape) : std::vector<int64_t>{0});
+    run_forward<T>(layer, c.has_value(),
+                   {pointer<T>(h, "h", shape), pointer<T>(c, "c", shape), nullptr, output<T>(new_h),
+                    c ? output<T>(new_c) : nullptr, nullptr});
+    return {new_h, new_c};
   };
   return input.scalar_type() == ScalarType::Double ? run(double{}) : run(float{});
+}
+
+// Whether a time gate's parameters still are, bit for bit, what `kept` (6, H) holds.
+bool gate_unchanged(Tensor kept, Tensor raw_period, Tensor raw_shift, Tensor raw_ratio_on, Tensor initial_period,
+                    Tensor initial_shift, Tensor initial_ratio_on) {
+  if (kept.dim() != 2 || kept.size(0) != 6 || !kept.is_cpu() || !kept.is_contiguous()) return false;
+  const size_t bytes = static_cast<size_t>(kept.size(1)) * kept.element_size();
+  const char* held = static_cast<const char*>(kept.const_data_ptr());
+  for (const Tensor* now : {&raw_period, &raw_shift, &raw_ratio_on, &initial_period, &initial_shift, &initial_ratio_on}) {
+    if (!now->is_cpu() || !now->is_contiguous() || now->scalar_type() != kept.scalar_type() || now->dim() != 1 ||
+        now->size(0) != kept.size(1) || std::memcmp(held, now->const_data_ptr(), bytes) != 0)
+      return false;
+    held += bytes;
+  }
+  return true;
 }
 
 // The instruction set in use, as a number: 0 baseline, 1 AVX2, 2 AVX-512.
@@ -322,26 +512,31 @@ int64_t instruction_set() {
 
 STABLE_TORCH_LIBRARY(phased_lstm, m) {
   m.def(
-      "schedule(Tensor times, Tensor? residue, Tensor period, Tensor shift, Tensor ratio_on, bool all_open, "
-      "bool single) -> (Tensor, Tensor, Tensor)");
+      "layer(Tensor input, Tensor times, Tensor? lengths, Tensor h0, Tensor? c0, Tensor weight_ih, Tensor weight_hh, "
+      "Tensor? bias_ih, Tensor? bias_hh, Tensor? peephole, Tensor period, Tensor shift, Tensor ratio_on, float leak, "
+      "int oscillation, bool reverse, bool return_sequence, bool keep_tape) "
+      "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def(
-      "layer_forward(Tensor input, Tensor? lengths, Tensor offsets, Tensor units, Tensor phases, Tensor h0, "
-      "Tensor? c0, Tensor weight_ih, Tensor weight_hh, Tensor? bias_ih, Tensor? bias_hh, Tensor? peephole, "
-      "Tensor ratio_on, float leak, int oscillation, bool reverse, bool return_sequence, bool keep_tape) "
-      "-> (Tensor, Tensor, Tensor, Tensor)");
-  m.def(
-      "layer_backward(Tensor input, Tensor? lengths, Tensor offsets, Tensor units, Tensor phases, "
-      "Tensor weight_ih, Tensor weight_hh, Tensor? bias_ih, Tensor? bias_hh, Tensor? peephole, Tensor ratio_on, "
-      "float leak, int oscillation, bool reverse, Tensor h_n, Tensor tape, Tensor? grad_output, Tensor grad_h_n, "
-      "Tensor? grad_c_n, Tensor period, Tensor shift, Tensor times, bool need_times, bool need_input) "
+      "layer_backward(Tensor input, Tensor times, Tensor? lengths, Tensor weight_ih, Tensor weight_hh, "
+      "Tensor? bias_ih, Tensor? bias_hh, Tensor? peephole, Tensor period, Tensor shift, Tensor ratio_on, float leak, "
+      "int oscillation, bool reverse, Tensor h_n, Tensor tape, Tensor offsets, Tensor units, Tensor phases, "
+      "Tensor? grad_output, Tensor grad_h_n, Tensor? grad_c_n, bool need_times, bool need_input) "
       "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "step(Tensor input, float time, Tensor h, Tensor? c, Tensor weight_ih, Tensor weight_hh, Tensor? bias_ih, "
+      "Tensor? bias_hh, Tensor? peephole, Tensor period, Tensor shift, Tensor ratio_on, int oscillation) "
+      "-> (Tensor, Tensor)");
+  m.def(
+      "gate_unchanged(Tensor kept, Tensor raw_period, Tensor raw_shift, Tensor raw_ratio_on, Tensor initial_period, "
+      "Tensor initial_shift, Tensor initial_ratio_on) -> bool");
   m.def("instruction_set() -> int");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(phased_lstm, CPU, m) {
-  m.impl("schedule", TORCH_BOX(&schedule));
-  m.impl("layer_forward", TORCH_BOX(&layer_forward));
+  m.impl("layer", TORCH_BOX(&layer));
   m.impl("layer_backward", TORCH_BOX(&layer_backward));
+  m.impl("step", TORCH_BOX(&step));
+  m.impl("gate_unchanged", TORCH_BOX(&gate_unchanged));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(phased_lstm, CompositeExplicitAutograd, m) {

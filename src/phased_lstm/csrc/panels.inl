@@ -2,8 +2,11 @@
 // where the open units are the same for all, and dense training with a leak. A unit's weights are read
 // once for the whole panel.
 #include <algorithm>
+#include <limits>
 
+#include "cell.inl"
 #include "kernels.h"
+#include "packing.inl"
 #include "rows.inl"
 #include "simd.h"
 
@@ -22,35 +25,30 @@ struct Panel {
   int64_t row(int64_t lane) const { return first + std::min(lane, count - 1); }
 };
 
-// k, slope and in_ratio of an event for every row of a panel. With shared times all are equal.
+// The gate of an event for every row of a panel.
 template <typename T, int NV>
 struct PanelGate {
-  static constexpr int64_t P = kPanelRows<T, NV>;
-  alignas(64) T k[P], slope[P], in_ratio[P];
+  Gate<T> at[NV];
 
   void fill(const Layer<T>& layer, const Panel<T, NV>& panel, int64_t t, int64_t event, int64_t unit) {
-    const T ratio = layer.ratio_on[unit];
-    const bool alike = layer.events.shared;
-    Gate<T> gate{};
-    if (alike) {
-      gate = gate_at(layer.events.phases[event], ratio, layer.leak, layer.oscillation);
-      if (!layer.lengths && panel.count == P) {
-        std::fill_n(k, P, gate.k);
-        std::fill_n(slope, P, gate.slope);
-        std::fill_n(in_ratio, P, gate.in_ratio);
-        return;
-      }
-    }
-    for (int64_t lane = 0; lane < P; ++lane) {
-      const int64_t row = panel.row(lane);
+    constexpr int lanes = Simd<T>::kLanes;
+    constexpr int64_t P = kPanelRows<T, NV>;
+    const Vec<T> ratio = splat(layer.ratio_on[unit]);
+    if (layer.events.shared) {
+      const Gate<T> gate = gate_at(splat(layer.events.phases[event]), ratio, layer.leak, layer.oscillation);
+      for (int v = 0; v < NV; ++v) at[v] = gate;
+    } else {
       // All units are events here, so the place of this one follows from row, step and unit.
-      if (!alike)
-        gate = gate_at(layer.events.phases[(row * layer.steps + t) * layer.units + unit], ratio, layer.leak,
-                       layer.oscillation);
-      const bool valid = lane < panel.count && (!layer.lengths || t < layer.lengths[row]);
-      k[lane] = valid ? gate.k : T(0);
-      slope[lane] = valid ? gate.slope : T(0);
-      in_ratio[lane] = valid ? gate.in_ratio : T(0);
+      alignas(64) T phases[P];
+      for (int64_t lane = 0; lane < P; ++lane)
+        phases[lane] = layer.events.phases[(panel.row(lane) * layer.steps + t) * layer.units + unit];
+      for (int v = 0; v < NV; ++v) at[v] = gate_at(load(phases + v * lanes), ratio, layer.leak, layer.oscillation);
+    }
+    if (!layer.lengths && panel.count == P) return;
+    for (int64_t lane = 0; lane < P; ++lane) {
+      if (lane < panel.count && (!layer.lengths || t < layer.lengths[panel.row(lane)])) continue;
+      Gate<T>& gate = at[lane / lanes];
+      gate.k[lane % lanes] = gate.slope[lane % lanes] = gate.in_ratio[lane % lanes] = T(0);
     }
   }
 };
@@ -82,31 +80,81 @@ inline int64_t place_in_row(const Layer<T>& layer, int64_t t, int64_t event) {
   return layer.events.shared ? event : t * layer.units + event;
 }
 
-// sums[g][v] += sum_k rows[g][k] columns[k][v], columns being (width, P).
+// sums[slots[g]][v] += sum_k rows[g][k] columns[k][v], columns being (width, P).
 template <typename T, int G, int NV>
-inline void multiply(const T* rows, int64_t stride, const T* columns, int64_t width, Vec<T> sums[G][NV]) {
+inline void multiply(const T* rows, int64_t stride, const int (&slots)[G], const T* columns, int64_t width,
+                     Vec<T> (&sums)[4][NV]) {
   constexpr int lanes = Simd<T>::kLanes;
   for (int64_t k = 0; k < width; ++k) {
     Vec<T> x[NV];
     for (int v = 0; v < NV; ++v) x[v] = load(columns + k * kPanelRows<T, NV> + v * lanes);
     for (int g = 0; g < G; ++g) {
       const Vec<T> w = splat(rows[g * stride + k]);
-      for (int v = 0; v < NV; ++v) sums[g][v] += w * x[v];
+      for (int v = 0; v < NV; ++v) sums[slots[g]][v] += w * x[v];
     }
   }
 }
 
-// Copies x of a step into (I, P).
-template <typename T, int NV>
-inline void transpose_input(const Layer<T>& layer, const Panel<T, NV>& panel, int64_t t, T* columns) {
-  for (int64_t lane = 0; lane < kPanelRows<T, NV>; ++lane) {
-    const int64_t row = panel.row(lane);
-    const T* x = layer.input + (row * layer.steps + t) * layer.inputs;
-    // Padding may hold a NaN, which a k of 0 does not keep out.
-    const bool valid = !layer.lengths || t < layer.lengths[row];
-    for (int64_t i = 0; i < layer.inputs; ++i) columns[i * kPanelRows<T, NV> + lane] = valid ? x[i] : T(0);
+// The peephole weights of a unit, i, f, o; zero where there are none.
+template <typename T>
+struct Peephole {
+  Vec<T> of[3] = {};
+  Peephole(const Layer<T>& layer, int64_t u) {
+    if (!layer.peephole) return;
+    for (int j = 0; j < 3; ++j) of[j] = splat(layer.peephole[j * layer.units + u]);
   }
-}
+};
+
+// The input as columns (I, P), a step at a time; made a few steps at once, as a row's steps lie together.
+template <typename T, int NV>
+class InputColumns {
+ public:
+  static constexpr int64_t P = kPanelRows<T, NV>;
+  InputColumns(const Layer<T>& layer, const Panel<T, NV>& panel)
+      : layer_(layer),
+        panel_(panel),
+        steps_(std::max<int64_t>(1, kLanes / layer.inputs)),
+        columns_(padded<T>(steps_ * layer.inputs) * P) {}
+
+  const T* at(int64_t t) {
+    if (t < from_ || t >= from_ + steps_) take(t / steps_ * steps_);
+    return columns_.data() + (t - from_) * layer_.inputs * P;
+  }
+
+ private:
+  static constexpr int kLanes = Simd<T>::kLanes;
+
+  void take(int64_t from) {
+    from_ = from;
+    const int64_t I = layer_.inputs, begin = from * I, end = std::min(from + steps_, layer_.steps) * I;
+    for (int v = 0; v < NV; ++v) {
+      for (int64_t at = begin; at < end; at += kLanes) {
+        T* to = columns_.data() + (at - begin) * P + v * kLanes;
+        Vec<T> square[kLanes];
+        for (int lane = 0; lane < kLanes; ++lane) {
+          const T* row = layer_.input + panel_.row(v * kLanes + lane) * layer_.steps * I;
+          T part[kLanes] = {};
+          if (at + kLanes <= layer_.steps * I)
+            square[lane] = load(row + at);
+          else
+            std::copy(row + at, row + end, part), square[lane] = load(part);
+        }
+        transpose<T>(square);
+        for (int j = 0; j < kLanes; ++j) store(to + j * P, square[j]);
+      }
+    }
+    if (!layer_.lengths) return;
+    // Padding may hold a NaN, which a k of 0 does not keep out.
+    for (int64_t lane = 0; lane < P; ++lane)
+      for (int64_t at = std::max(begin, layer_.lengths[panel_.row(lane)] * I); at < end; ++at)
+        columns_[(at - begin) * P + lane] = T(0);
+  }
+
+  const Layer<T>& layer_;
+  const Panel<T, NV>& panel_;
+  int64_t steps_, from_ = std::numeric_limits<int64_t>::max();  // the steps at hand
+  Buffer<T> columns_;
+};
 
 template <typename T, int NV>
 inline void transpose_in(const T* rows, const Panel<T, NV>& panel, int64_t width, T* columns) {
@@ -133,10 +181,11 @@ void forward_panels(const Layer<T>& layer, const Forward<T>& run, const T* packe
   constexpr int64_t P = kPanelRows<T, NV>;
   const Packing<T, G> packing(layer);
   const int64_t H = layer.units, I = layer.inputs;
-  Buffer<T> state(H * P), cell(H * P), features(I * P), fresh(2 * H * P);
+  Buffer<T> state(H * P), cell(H * P, T(0)), fresh(2 * H * P);
   PanelGate<T, NV> gate;
   for (int64_t index = begin; index < end; ++index) {
     const Panel<T, NV> panel(layer, index);
+    InputColumns<T, NV> columns(layer, panel);
     transpose_in(run.h0, panel, H, state.data());
     if (Lstm) transpose_in(run.c0, panel, H, cell.data());
     const int64_t steps = longest(layer, panel);
@@ -144,46 +193,34 @@ void forward_panels(const Layer<T>& layer, const Forward<T>& run, const T* packe
       const int64_t t = layer.reverse ? steps - 1 - step : step;
       int64_t first;
       const int64_t count = events_at(layer, t, &first);
-      if (count) transpose_input(layer, panel, t, features.data());
+      const T* features = count ? columns.at(t) : nullptr;
       for (int64_t e = 0; e < count; ++e) {
         const int64_t u = unit_of(layer, first + e);
-        V from_state[G][NV], from_input[G][NV];
-        for (int g = 0; g < G; ++g) {
-          const T b = layer.bias_ih ? layer.bias_ih[g * H + u] : T(0);
-          const T a = !Lstm && layer.bias_hh ? layer.bias_hh[g * H + u] : T(0);
-          for (int v = 0; v < NV; ++v) from_input[g][v] = splat(b), from_state[g][v] = splat(a);
-        }
-        multiply<T, G, NV>(packing.input_rows(packed, u), packing.input, features.data(), I, from_input);
-        multiply<T, G, NV>(packing.state_rows(packed, u), packing.state, state.data(), H, from_state);
+        const T* head = packing.head_of(packed, u);
+        V sums[4][NV];
+        for (int slot = 0; slot < 4; ++slot)
+          for (int v = 0; v < NV; ++v) sums[slot][v] = splat(head[slot]);
+        multiply<T, G, NV>(packing.input_rows(packed, u), packing.input, kInputSlots<G>, features, I, sums);
+        multiply<T, G, NV>(packing.state_rows(packed, u), packing.state, kStateSlots<G>, state.data(), H, sums);
         gate.fill(layer, panel, t, first + e, u);
-        const T peep_i = Lstm && layer.peephole ? layer.peephole[u] : T(0);
-        const T peep_f = Lstm && layer.peephole ? layer.peephole[H + u] : T(0);
-        const T peep_o = Lstm && layer.peephole ? layer.peephole[2 * H + u] : T(0);
+        const Peephole<T> peephole(layer, u);
         T* tape = run.tape ? run.tape + (index * events_in_row(layer) + place_in_row(layer, t, first + e)) * fields * P
                            : nullptr;
         for (int v = 0; v < NV; ++v) {
           const int64_t at = u * P + v * lanes, to = e * P + v * lanes;
-          const V k = load(gate.k + v * lanes), old_h = load(&state[at]);
-          V kept[6];
-          if (Lstm) {
-            const V old_c = load(&cell[at]);
-            const V i = vsigmoid(from_state[0][v] + from_input[0][v] + peep_i * old_c);
-            const V f = vsigmoid(from_state[1][v] + from_input[1][v] + peep_f * old_c);
-            const V g = vtanh(from_state[2][v] + from_input[2][v]);
-            const V c = f * old_c + i * g;
-            const V o = vsigmoid(from_state[G - 1][v] + from_input[G - 1][v] + peep_o * c);
-            store(&fresh[to], old_h + k * (o * vtanh(c) - old_h));
-            store(&fresh[H * P + to], old_c + k * (c - old_c));
-            kept[0] = i, kept[1] = f, kept[2] = g, kept[3] = o, kept[4] = old_h, kept[5] = old_c;
-          } else {
-            const V r = vsigmoid(from_state[0][v] + from_input[0][v]);
-            const V z = vsigmoid(from_state[1][v] + from_input[1][v]);
-            const V n = vtanh(from_input[2][v] + r * from_state[2][v]);
-            store(&fresh[to], old_h + k * (n + z * (old_h - n) - old_h));
-            kept[0] = r, kept[1] = z, kept[2] = n, kept[3] = from_state[2][v], kept[4] = old_h;
-          }
-          if (tape)
-            for (int field = 0; field < fields; ++field) store(tape + field * P + v * lanes, kept[field]);
+          const State<T> old{load(&state[at]), load(&cell[at])};
+          V values[4] = {sums[0][v], sums[1][v], sums[2][v], sums[3][v]};
+          State<T> after;
+          if constexpr (Lstm)
+            after = lstm_step(values, peephole.of, gate.at[v].k, old);
+          else
+            after = gru_step(values, gate.at[v].k, old);
+          store(&fresh[to], after.h);
+          store(&fresh[H * P + to], after.c);
+          if (!tape) continue;
+          for (int slot = 0; slot < 4; ++slot) store(tape + slot * P + v * lanes, values[slot]);
+          store(tape + 4 * P + v * lanes, old.h);
+          if (Lstm) store(tape + 5 * P + v * lanes, old.c);
         }
       }
       for (int64_t e = 0; e < count; ++e) {
@@ -210,33 +247,49 @@ void forward_panels(const Layer<T>& layer, const Forward<T>& run, const T* packe
   }
 }
 
-// drows[g][j] += sum_rows d[g][row] x[row][j], x being (P, width).
+// drows[g][j] += sum_rows d[slots[g]][row] x[row][j], x being (P, width).
 template <typename T, int G, int NV>
-inline void gather_rows(T* drows, const T* d, const T* x, int64_t width) {
+inline void gather_rows(T* drows, const int (&slots)[G], const T* d, const T* x, int64_t width) {
   constexpr int lanes = Simd<T>::kLanes;
   constexpr int64_t P = kPanelRows<T, NV>;
   for (int64_t j = 0; j < width; j += lanes) {
-    Vec<T> even[G], odd[G] = {};
-    for (int g = 0; g < G; ++g) even[g] = load(drows + g * width + j);
+    // A step's own sum first: added one by one to a long sum, small terms would lose their last bits.
+    Vec<T> even[G] = {}, odd[G] = {};
     for (int64_t row = 0; row < P; row += 2) {
       const Vec<T> a = load(x + row * width + j), b = load(x + (row + 1) * width + j);
       for (int g = 0; g < G; ++g) {
-        even[g] += d[g * P + row] * a;
-        odd[g] += d[g * P + row + 1] * b;
+        even[g] += d[slots[g] * P + row] * a;
+        odd[g] += d[slots[g] * P + row + 1] * b;
       }
     }
-    for (int g = 0; g < G; ++g) store(drows + g * width + j, even[g] + odd[g]);
+    for (int g = 0; g < G; ++g)
+      store(drows + g * width + j, load(drows + g * width + j) + (even[g] + odd[g]));
   }
 }
 
-// dcolumns[k][v] += sum_g rows[g][k] d[g][v], dcolumns being (width, P).
+// The same from columns (width, P), for few of them.
 template <typename T, int G, int NV>
-inline void spread_back(const T* rows, int64_t stride, const T* d, T* dcolumns, int64_t width) {
+inline void gather_few(T* drows, int64_t stride, const int (&slots)[G], const T* d, const T* columns, int64_t width) {
+  constexpr int lanes = Simd<T>::kLanes;
+  constexpr int64_t P = kPanelRows<T, NV>;
+  for (int64_t i = 0; i < width; ++i) {
+    Vec<T> of_slots[4] = {};
+    for (int slot = 0; slot < 4; ++slot)
+      for (int v = 0; v < NV; ++v)
+        of_slots[slot] += load(d + slot * P + v * lanes) * load(columns + i * P + v * lanes);
+    const Quad<T> all = sums(of_slots);
+    for (int g = 0; g < G; ++g) drows[g * stride + i] += all[slots[g]];
+  }
+}
+
+// dcolumns[k][v] += sum_g rows[g][k] d[slots[g]][v], dcolumns being (width, P).
+template <typename T, int G, int NV>
+inline void spread_back(const T* rows, int64_t stride, const int (&slots)[G], const T* d, T* dcolumns, int64_t width) {
   constexpr int lanes = Simd<T>::kLanes;
   constexpr int64_t P = kPanelRows<T, NV>;
   Vec<T> grad[G][NV];
   for (int g = 0; g < G; ++g)
-    for (int v = 0; v < NV; ++v) grad[g][v] = load(d + g * P + v * lanes);
+    for (int v = 0; v < NV; ++v) grad[g][v] = load(d + slots[g] * P + v * lanes);
   for (int64_t k = 0; k < width; ++k) {
     for (int v = 0; v < NV; ++v) {
       Vec<T> total = load(dcolumns + k * P + v * lanes);
@@ -244,13 +297,6 @@ inline void spread_back(const T* rows, int64_t stride, const T* d, T* dcolumns, 
       store(dcolumns + k * P + v * lanes, total);
     }
   }
-}
-
-template <typename T, int NV>
-inline T total(const T* values) {
-  Vec<T> all = load(values);
-  for (int v = 1; v < NV; ++v) all += load(values + v * Simd<T>::kLanes);
-  return sum(all);
 }
 
 template <typename T, bool Lstm, int NV>
@@ -261,17 +307,17 @@ void backward_panels(const Layer<T>& layer, const Backward<T>& run, const T* pac
   constexpr int64_t P = kPanelRows<T, NV>;
   const Packing<T, G> packing(layer);
   const int64_t H = layer.units, I = layer.inputs;
-  T* biases = partial + H * packing.unit();
-  T* peepholes = biases + H * 2 * G;
-  Buffer<T> grad_state(H * P), grad_cell(H * P), grad_features(I * P);
+  T* peepholes = partial + H * packing.unit();
+  Buffer<T> grad_state(H * P), grad_cell(H * P, T(0)), grad_features(I * P);
   // Row by row, as the gradients of the weights need them.
   Buffer<T> state(P * packing.state, T(0)), features(P * packing.input, T(0));
-  // For each event of a step: gradients of the pre-activations on the input's and the state's side.
-  Buffer<T> in_input(H * G * P), in_state(H * G * P), in_old(2 * H * P);
+  // For each event of a step: gradients of its four sums and of the state before it.
+  Buffer<T> in_sums(H * 4 * P), in_old(2 * H * P);
   PanelGate<T, NV> gate;
-  alignas(64) T opening[P], scratch[3 * P];
+  alignas(64) T in_phases[P];
   for (int64_t index = begin; index < end; ++index) {
     const Panel<T, NV> panel(layer, index);
+    InputColumns<T, NV> columns(layer, panel);
     for (int64_t lane = 0; lane < P; ++lane)
       std::copy_n(run.h_n + panel.row(lane) * H, H, &state[lane * packing.state]);
     transpose_in(run.grad_h_n, panel, H, grad_state.data());
@@ -293,7 +339,8 @@ void backward_panels(const Layer<T>& layer, const Backward<T>& run, const T* pac
       int64_t first;
       const int64_t count = events_at(layer, t, &first);
       if (!count) continue;
-      for (int64_t lane = 0; lane < P; ++lane) {
+      const T* few = I <= kFewInputs ? columns.at(t) : nullptr;
+      for (int64_t lane = 0; lane < P && !few; ++lane) {
         const int64_t row = panel.row(lane);
         if (!layer.lengths || t < layer.lengths[row])
           std::copy_n(layer.input + (row * layer.steps + t) * I, I, &features[lane * packing.input]);
@@ -305,71 +352,52 @@ void backward_panels(const Layer<T>& layer, const Backward<T>& run, const T* pac
         gate.fill(layer, panel, t, first + e, u);
         const T* tape =
             run.tape + (index * events_in_row(layer) + place_in_row(layer, t, first + e)) * fields * P;
-        const T peep_i = Lstm && layer.peephole ? layer.peephole[u] : T(0);
-        const T peep_f = Lstm && layer.peephole ? layer.peephole[H + u] : T(0);
-        const T peep_o = Lstm && layer.peephole ? layer.peephole[2 * H + u] : T(0);
-        T* to_input = &in_input[e * G * P];
-        T* to_state = &in_state[e * G * P];
+        const Peephole<T> peephole(layer, u);
+        T* d = &in_sums[e * 4 * P];
+        V in_slots[4] = {}, in_peephole[3] = {}, in_phase_all{}, in_ratio_all{};
         for (int v = 0; v < NV; ++v) {
           const int64_t at = u * P + v * lanes, to = e * P + v * lanes, lane = v * lanes;
-          const V k = load(gate.k + lane), dh = load(&grad_state[at]), old_h = load(tape + 4 * P + lane);
-          for (int j = 0; j < lanes; ++j) state[(lane + j) * packing.state + u] = old_h[j];
-          const V dh_new = k * dh;
-          if (Lstm) {
-            const V i = load(tape + lane), f = load(tape + P + lane), g = load(tape + 2 * P + lane);
-            const V o = load(tape + 3 * P + lane), old_c = load(tape + 5 * P + lane), dc = load(&grad_cell[at]);
-            const V c = f * old_c + i * g, tanh_c = vtanh(c);
-            const V do_pre = dh_new * tanh_c * o * (1 - o);
-            const V dc_new = k * dc + dh_new * o * (1 - tanh_c * tanh_c) + do_pre * peep_o;
-            const V di_pre = dc_new * g * i * (1 - i), df_pre = dc_new * old_c * f * (1 - f);
-            store(opening + lane, dh * (o * tanh_c - old_h) + dc * (c - old_c));
-            store(to_input + lane, di_pre);
-            store(to_input + P + lane, df_pre);
-            store(to_input + 2 * P + lane, dc_new * i * (1 - g * g));
-            store(to_input + (G - 1) * P + lane, do_pre);
-            store(&in_old[to], (1 - k) * dh);
-            store(&in_old[H * P + to], (1 - k) * dc + dc_new * f + di_pre * peep_i + df_pre * peep_f);
-            store(scratch + lane, di_pre * old_c);
-            store(scratch + P + lane, df_pre * old_c);
-            store(scratch + 2 * P + lane, do_pre * c);
-          } else {
-            const V r = load(tape + lane), z = load(tape + P + lane), n = load(tape + 2 * P + lane);
-            const V dn_pre = dh_new * (1 - z) * (1 - n * n);
-            const V dr_pre = dn_pre * load(tape + 3 * P + lane) * r * (1 - r);
-            const V dz_pre = dh_new * (old_h - n) * z * (1 - z);
-            store(opening + lane, dh * (n + z * (old_h - n) - old_h));
-            store(to_input + lane, dr_pre);
-            store(to_input + P + lane, dz_pre);
-            store(to_input + 2 * P + lane, dn_pre);
-            store(to_state + lane, dr_pre);
-            store(to_state + P + lane, dz_pre);
-            store(to_state + 2 * P + lane, dn_pre * r);
-            store(&in_old[to], (1 - k) * dh + dh_new * z);
+          const V k = gate.at[v].k;
+          const State<T> old{load(tape + 4 * P + lane), Lstm ? load(tape + (fields - 1) * P + lane) : V{}};
+          const State<T> from{load(&grad_state[at]), load(&grad_cell[at])};
+          for (int j = 0; j < lanes; ++j) state[(lane + j) * packing.state + u] = old.h[j];
+          V values[4];
+          for (int slot = 0; slot < 4; ++slot) values[slot] = load(tape + slot * P + lane);
+          Gradients<T> found;
+          if constexpr (Lstm)
+            found = lstm_step_back(values, peephole.of, k, old, from);
+          else
+            found = gru_step_back(values, k, old, from);
+          for (int slot = 0; slot < 4; ++slot) {
+            store(d + slot * P + lane, found.sums[slot]);
+            in_slots[slot] += found.sums[slot];
           }
+          store(&in_old[to], found.old.h);
+          store(&in_old[H * P + to], found.old.c);
+          const V in_phase = found.k * gate.at[v].slope;
+          store(in_phases + lane, in_phase);
+          in_phase_all += in_phase;
+          in_ratio_all += found.k * gate.at[v].in_ratio;
+          in_peephole[0] += found.sums[0] * old.c;
+          in_peephole[1] += found.sums[1] * old.c;
+          in_peephole[2] += found.sums[3] * found.cell;
         }
-        if (Lstm) std::copy_n(to_input, G * P, to_state);
-        for (int g = 0; g < G; ++g) {
-          biases[u * 2 * G + g] += total<T, NV>(to_input + g * P);
-          biases[u * 2 * G + G + g] += total<T, NV>(to_state + g * P);
-        }
+        T* head = packing.head_of(partial, u);
+        store_quad(head, load_quad(head) + sums(in_slots));
         if (Lstm && layer.peephole)
-          for (int j = 0; j < 3; ++j) peepholes[u * 3 + j] += total<T, NV>(scratch + j * P);
-        for (int64_t lane = 0; lane < P; lane += lanes) {
-          store(scratch + lane, load(opening + lane) * load(gate.slope + lane));
-          store(scratch + P + lane, load(opening + lane) * load(gate.in_ratio + lane));
-        }
-        gate_sums[2 * H + u] += total<T, NV>(scratch + P);
+          for (int j = 0; j < 3; ++j) peepholes[u * 3 + j] += sum(in_peephole[j]);
+        gate_sums[2 * H + u] += sum(in_ratio_all);
         const double period = run.period[u];
         if (layer.events.shared) {
-          const double in_phase = static_cast<double>(total<T, NV>(scratch)) / period;
-          gate_sums[u] -= in_phase * (run.times[t] - run.shift[u]) / period;
+          const double in_phase = static_cast<double>(sum(in_phase_all)) / period;
+          gate_sums[u] -= in_phase * (layer.times[t] - run.shift[u]) / period;
           gate_sums[H + u] -= in_phase;
         }
         for (int64_t lane = 0; lane < panel.count && (run.grad_times || !layer.events.shared); ++lane) {
           const int64_t row = panel.first + lane;
-          const double in_phase = static_cast<double>(scratch[lane]) / period;
+          const double in_phase = static_cast<double>(in_phases[lane]) / period;
           if (!layer.events.shared) {
-            gate_sums[u] -= in_phase * (run.times[row * layer.steps + t] - run.shift[u]) / period;
+            gate_sums[u] -= in_phase * (layer.times[row * layer.steps + t] - run.shift[u]) / period;
             gate_sums[H + u] -= in_phase;
           }
           if (run.grad_times) run.grad_times[row * layer.steps + t] += in_phase;
@@ -383,13 +411,16 @@ void backward_panels(const Layer<T>& layer, const Backward<T>& run, const T* pac
       if (run.grad_input) std::fill(grad_features.begin(), grad_features.end(), T(0));
       for (int64_t e = 0; e < count; ++e) {
         const int64_t u = unit_of(layer, first + e);
-        const T* to_input = &in_input[e * G * P];
-        const T* to_state = &in_state[e * G * P];
-        gather_rows<T, G, NV>(packing.state_rows(partial, u), to_state, state.data(), packing.state);
-        gather_rows<T, G, NV>(packing.input_rows(partial, u), to_input, features.data(), packing.input);
-        spread_back<T, G, NV>(packing.state_rows(packed, u), packing.state, to_state, grad_state.data(), H);
+        const T* d = &in_sums[e * 4 * P];
+        gather_rows<T, G, NV>(packing.state_rows(partial, u), kStateSlots<G>, d, state.data(), packing.state);
+        if (few)
+          gather_few<T, G, NV>(packing.input_rows(partial, u), packing.input, kInputSlots<G>, d, few, I);
+        else
+          gather_rows<T, G, NV>(packing.input_rows(partial, u), kInputSlots<G>, d, features.data(), packing.input);
+        spread_back<T, G, NV>(packing.state_rows(packed, u), packing.state, kStateSlots<G>, d, grad_state.data(), H);
         if (run.grad_input)
-          spread_back<T, G, NV>(packing.input_rows(packed, u), packing.input, to_input, grad_features.data(), I);
+          spread_back<T, G, NV>(packing.input_rows(packed, u), packing.input, kInputSlots<G>, d, grad_features.data(),
+                                I);
       }
       if (run.grad_input)
         for (int64_t lane = 0; lane < panel.count; ++lane)
@@ -431,13 +462,15 @@ KernelTable<T> table() {
   using L = Layer<T>;
   return {
       [](const L& layer) -> int64_t {
-        return layer.panels ? panel_vectors<T>(layer.batch) * Simd<T>::kLanes : rows_side_by_side(layer.batch);
+        return layer.panels ? panel_vectors<T>(layer.batch) * Simd<T>::kLanes : group_rows(layer.batch);
       },
       [](const L& layer) -> int64_t { return tape_entries(layer); },
       [](const L& layer, bool lstm) -> int64_t {
-        return layer.units * (lstm ? Packing<T, 4>(layer).unit() : Packing<T, 3>(layer).unit());
+        return lstm ? packed_size<T, 4>(layer) : packed_size<T, 3>(layer);
       },
-      [](const L& layer, bool lstm, T* packed) { lstm ? pack<T, 4>(layer, packed) : pack<T, 3>(layer, packed); },
+      [](const L& layer, bool lstm, T* packed, const uint8_t* wanted) {
+        lstm ? pack<T, 4>(layer, packed, wanted) : pack<T, 3>(layer, packed, wanted);
+      },
       [](const L& layer, bool lstm, const Forward<T>& run, const T* packed, int64_t begin, int64_t end) {
         if (layer.panels)
           with_panel(layer, [&](auto n) {

@@ -1,4 +1,5 @@
 // Finding the open events: the phase of every unit at every step, a few lanes at a time.
+#include <algorithm>
 #include <vector>
 
 #include "kernels.h"
@@ -18,32 +19,45 @@ double exact_phase(double coarse, double residue, double period, double shift) {
   return fraction >= 1.0 || fraction < 0.0 ? 0.0 : fraction;
 }
 
+// The same by a rounded quotient, which is exact while the quotient is below 1e15. `shift` is in [0, tau).
+inline double near_phase(double time, double period, double inverse, double shift) {
+  // Adding 1.5 * 2^52 rounds to the nearest integer.
+  constexpr double magic = 6755399441055744.0;
+  const double quotient = ((time - shift) * inverse + magic) - magic;
+  double into = minus_product(time, quotient, period) - shift;
+  into = into < 0.0 ? into + period : into;
+  return into >= period ? 0.0 : into / period;
+}
+
 void find_events(const GateTimes& gate, int64_t row, int64_t begin, int64_t end, int64_t* counts, EventBlock& found) {
   using V = Vec<double>;
   constexpr int64_t lanes = Simd<double>::kLanes;
   const int64_t units = gate.units, width = padded<double>(units);
-  Buffer<double> constants(5 * width, 1.0);
-  double* period = constants.data();
-  double* inverse = period + width;
-  double* shift = inverse + width;  // reduced to [0, tau)
-  double* open = shift + width;     // r * tau; 0 in the lanes beyond the last unit
-  double* place = open + width;     // how far into its cycle each unit is
+  const double* coarse = gate.coarse + row * gate.steps;
+  const double* residue = gate.residue ? gate.residue + row * gate.steps : nullptr;
+  Buffer<double> constants(4 * width, 0.0);
+  double* inverse = constants.data();
+  double* shift = inverse + width;   // reduced to [0, tau)
+  double* behind = shift + width;    // what to add to t / tau for the phase, and the margin
+  double* limit = behind + width;    // of the phase and the margin; 0 in the lanes beyond the last unit
+  double largest_inverse = 0.0, largest_time = 0.0;
+  for (int64_t t = begin; t < end; ++t) largest_time = std::max(largest_time, std::fabs(coarse[t]));
+  for (int64_t u = 0; u < units; ++u) {
+    inverse[u] = 1.0 / gate.period[u];
+    largest_inverse = std::max(largest_inverse, inverse[u]);
+    shift[u] = gate.shift[u];
+    if (shift[u] < 0.0 || shift[u] >= gate.period[u]) shift[u] = std::fmod(shift[u], gate.period[u]);
+    if (shift[u] < 0.0) shift[u] += gate.period[u];
+  }
+  // How far t / tau may be off: candidates are those whose phase is open to within this.
+  const double margin = (largest_time * largest_inverse + 2.0) * 0x1p-50;
+  for (int64_t u = 0; u < units; ++u) {
+    behind[u] = margin - shift[u] * inverse[u];
+    limit[u] = gate.ratio_on[u] + 2.0 * margin;
+  }
   // A byte for each vector, read eight at a time.
   std::vector<uint8_t> mask_bytes((width / lanes + 15) / 8 * 8, 0);
   uint8_t* masks = mask_bytes.data();
-  double largest_inverse = 0.0;
-  for (int64_t u = 0; u < width; ++u) {
-    const bool real = u < units;
-    period[u] = real ? gate.period[u] : 1.0;
-    inverse[u] = 1.0 / period[u];
-    double reduced = real ? std::fmod(gate.shift[u], period[u]) : 0.0;
-    if (reduced < 0.0) reduced += period[u];
-    shift[u] = reduced;
-    open[u] = real ? gate.ratio_on[u] * period[u] : 0.0;
-    largest_inverse = inverse[u] > largest_inverse ? inverse[u] : largest_inverse;
-  }
-  const double* coarse = gate.coarse + row * gate.steps;
-  const double* residue = gate.residue ? gate.residue + row * gate.steps : nullptr;
   size_t count = 0;
   for (int64_t t = begin; t < end; ++t) {
     const size_t before = count;
@@ -52,38 +66,30 @@ void find_events(const GateTimes& gate, int64_t row, int64_t begin, int64_t end,
       found.phases.resize(found.units.size());
     }
     const double time = coarse[t], rest = residue ? residue[t] : 0.0;
-    const bool exact_quotient = std::fabs(time) * largest_inverse < 1e15;
-    if (rest != 0.0 || !exact_quotient || gate.all_open) {
+    const auto put = [&](int64_t u, double phase) {
+      found.units[count] = static_cast<int32_t>(u);
+      found.phases[count] = phase;
+    };
+    if (rest != 0.0 || gate.all_open || !(std::fabs(time) * largest_inverse < 1e15)) {
       for (int64_t u = 0; u < units; ++u) {
-        const double fraction = exact_phase(time, rest, gate.period[u], gate.shift[u]);
-        if (gate.all_open || fraction < gate.ratio_on[u]) {
-          found.units[count] = static_cast<int32_t>(u);
-          found.phases[count++] = fraction;
-        }
+        const double phase = exact_phase(time, rest, gate.period[u], gate.shift[u]);
+        put(u, phase);
+        count += gate.all_open || phase < gate.ratio_on[u];
       }
     } else {
-      // First all lanes without a branch, then the open ones: whether a unit is open cannot be predicted.
       const V now = splat(time);
-      for (int64_t u = 0; u < width; u += lanes) {
-        const V tau = load(period + u), s = load(shift + u);
-        // Adding 1.5 * 2^52 rounds to the nearest integer.
-        const V magic = splat(6755399441055744.0);
-        const V quotient = ((now - s) * load(inverse + u) + magic) - magic;
-        V into = minus_product(now, quotient, tau) - s;
-        into = into < 0.0 ? into + tau : into;
-        into = into >= tau ? splat(0.0) : into;
-        store(place + u, into);
-        masks[u / lanes] = static_cast<uint8_t>(less_bits(into, load(open + u)));
-      }
+      for (int64_t u = 0; u < width; u += lanes)
+        masks[u / lanes] = static_cast<uint8_t>(
+            less_bits(fraction(now * load(inverse + u) + load(behind + u)), load(limit + u)));
       for (int64_t first = 0; first < width; first += 8 * lanes) {
         uint64_t bits = 0;
         std::memcpy(&bits, masks + first / lanes, 8);
-        while (bits) {
+        for (; bits; bits &= bits - 1) {
           const int bit = __builtin_ctzll(bits);
-          bits &= bits - 1;
           const int64_t u = first + (bit >> 3) * lanes + (bit & 7);
-          found.units[count] = static_cast<int32_t>(u);
-          found.phases[count++] = place[u] / period[u];
+          const double phase = near_phase(time, gate.period[u], inverse[u], shift[u]);
+          put(u, phase);
+          count += phase < gate.ratio_on[u];
         }
       }
     }

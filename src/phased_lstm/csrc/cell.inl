@@ -1,0 +1,113 @@
+// One event's arithmetic, a vector of events at a time: the gate's openness, the LSTM's and the GRU's step, and
+// their derivatives. Both walks over the events, by rows and by panels, end here.
+#pragma once
+
+#include "kernels.h"
+#include "simd.h"
+
+namespace {
+
+using phased_lstm::Oscillation;
+
+// k, its slope in the phase and its derivative in the ratio.
+template <typename T>
+struct Gate {
+  Vec<T> k, slope, in_ratio;
+};
+
+template <typename T>
+inline Gate<T> gate_at(Vec<T> phase, Vec<T> ratio, T leak, Oscillation oscillation) {
+  using V = Vec<T>;
+  const V nothing = splat(T(0)), one = splat(T(1));
+  const V progress = phase / ratio;
+  Gate<T> gate;
+  if (oscillation == phased_lstm::kTriangle) {
+    const V sign = progress < T(0.5) ? one : -one;
+    gate.slope = sign * 2 / ratio;
+    gate.k = (1 - sign) + gate.slope * phase;
+    gate.in_ratio = -gate.slope * progress;
+  } else if (oscillation == phased_lstm::kSquare) {
+    gate.k = one;
+    gate.slope = gate.in_ratio = nothing;
+  } else {
+    constexpr T turn = T(6.283185307179586476925286766559);
+    V sine, cosine;
+    for (int i = 0; i < Simd<T>::kLanes; ++i) {
+      sine[i] = std::sin(turn * progress[i]);
+      cosine[i] = std::cos(turn * progress[i]);
+    }
+    gate.slope = T(0.5) * turn * sine / ratio;
+    gate.k = T(0.5) - T(0.5) * cosine;
+    gate.in_ratio = -gate.slope * progress;
+  }
+  const auto open = phase < ratio;
+  gate.k = open ? gate.k : leak * phase;
+  gate.slope = open ? gate.slope : splat(leak);
+  gate.in_ratio = open ? gate.in_ratio : nothing;
+  return gate;
+}
+
+// What an event leaves: the state after it.
+template <typename T>
+struct State {
+  Vec<T> h, c;
+};
+
+// `sums` come as the products of i, f, g, o, and become the gates' values. `peephole`: of i, f, o.
+template <typename T>
+inline State<T> lstm_step(Vec<T> (&sums)[4], const Vec<T> (&peephole)[3], Vec<T> k, const State<T>& old) {
+  using V = Vec<T>;
+  const V i = vsigmoid(sums[0] + peephole[0] * old.c), f = vsigmoid(sums[1] + peephole[1] * old.c);
+  const V g = vtanh(sums[2]);
+  const V c = f * old.c + i * g;
+  const V o = vsigmoid(sums[3] + peephole[2] * c);
+  sums[0] = i, sums[1] = f, sums[2] = g, sums[3] = o;
+  return {old.h + k * (o * vtanh(c) - old.h), old.c + k * (c - old.c)};
+}
+
+// `sums` come as r, z and the two parts of n, of the input and of the state; the first three become values.
+template <typename T>
+inline State<T> gru_step(Vec<T> (&sums)[4], Vec<T> k, const State<T>& old) {
+  using V = Vec<T>;
+  const V r = vsigmoid(sums[0]), z = vsigmoid(sums[1]), n = vtanh(sums[2] + r * sums[3]);
+  sums[0] = r, sums[1] = z, sums[2] = n;
+  return {old.h + k * (n + z * (old.h - n) - old.h), Vec<T>{}};
+}
+
+// Gradients of an event: of its four sums, of k, and of the state before it but for what goes through the products.
+template <typename T>
+struct Gradients {
+  Vec<T> sums[4], k;
+  State<T> old;
+  Vec<T> cell;  // c~, for the output gate's peephole
+};
+
+template <typename T>
+inline Gradients<T> lstm_step_back(const Vec<T> (&values)[4], const Vec<T> (&peephole)[3], Vec<T> k,
+                                   const State<T>& old, const State<T>& grad) {
+  using V = Vec<T>;
+  const V i = values[0], f = values[1], g = values[2], o = values[3];
+  const V c = f * old.c + i * g, tanh_c = vtanh(c);
+  const V dh = k * grad.h;
+  const V in_o = dh * tanh_c * o * (1 - o);
+  const V dc = k * grad.c + dh * o * (1 - tanh_c * tanh_c) + in_o * peephole[2];
+  const V in_i = dc * g * i * (1 - i), in_f = dc * old.c * f * (1 - f);
+  return {{in_i, in_f, dc * i * (1 - g * g), in_o},
+          grad.h * (o * tanh_c - old.h) + grad.c * (c - old.c),
+          {(1 - k) * grad.h, (1 - k) * grad.c + dc * f + in_i * peephole[0] + in_f * peephole[1]},
+          c};
+}
+
+template <typename T>
+inline Gradients<T> gru_step_back(const Vec<T> (&values)[4], Vec<T> k, const State<T>& old, const State<T>& grad) {
+  using V = Vec<T>;
+  const V r = values[0], z = values[1], n = values[2], from_state = values[3];
+  const V dh = k * grad.h;
+  const V in_n = dh * (1 - z) * (1 - n * n);
+  return {{in_n * from_state * r * (1 - r), dh * (old.h - n) * z * (1 - z), in_n, in_n * r},
+          grad.h * (n + z * (old.h - n) - old.h),
+          {(1 - k) * grad.h + dh * z, Vec<T>{}},
+          Vec<T>{}};
+}
+
+}  // namespace

@@ -1,0 +1,193 @@
+// The order in which the events of a group of sequences are visited.
+//
+// Sequences are independent, so those of a group advance together, in ticks: every running sequence takes one step or
+// waits. Units that are open in several sequences in the same tick share one read of their weights. Units open by the
+// clock, not by the number of the step; so sequences advance to about the same time, and one that is ahead waits.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "kernels.h"
+#include "simd.h"
+
+namespace {
+
+using phased_lstm::Buffer;
+using phased_lstm::Layer;
+
+// Sequences in a group, at most; a tick is a bit for each.
+constexpr int64_t kLargestGroup = 16;
+using Tick = uint32_t;
+
+// A function of the batch alone, as every bit of the result is.
+inline int64_t group_rows(int64_t batch) { return std::max<int64_t>(1, std::min(kLargestGroup, batch / 2)); }
+
+template <typename T>
+inline int64_t valid_steps(const Layer<T>& layer, int64_t row) {
+  return layer.lengths ? layer.lengths[row] : layer.steps;
+}
+
+// The walk over the events of one group of sequences. Slots number the group's sequences.
+template <typename T>
+class Walk {
+ public:
+  explicit Walk(const Layer<T>& layer)
+      : layer_(layer),
+        open_(layer.units, 0),
+        any_((layer.units + 63) / 64, 0),
+        unit_(group_rows(layer.batch) * layer.units),
+        slot_(unit_.size()),
+        phase_(padded<T>(unit_.size()), T(0)),
+        ratio_(padded<T>(unit_.size()), T(1)) {}
+
+  // Takes sequences first .. first + rows, all before their first step, or behind their last one.
+  void begin(int64_t first, int64_t rows, bool at_end) {
+    first_ = first;
+    rows_ = rows;
+    total_ = 0;
+    for (int64_t slot = 0; slot < rows; ++slot) {
+      valid_[slot] = valid_steps(layer_, first + slot);
+      position_[slot] = at_end ? valid_[slot] : 0;
+      const int64_t* offsets = offsets_of(slot);
+      total_ += offsets[valid_[slot]] - offsets[0];
+    }
+    plan();
+  }
+
+  const std::vector<Tick>& ticks() const { return ticks_; }
+  // Events of the whole walk, and where the group's share of the events begins.
+  int64_t total() const { return total_; }
+  int64_t start() const { return layer_.events.shared ? first_ * layer_.events.count : offsets_of(0)[0]; }
+
+  // Steps forwards, or back, with the sequences of a tick; their events are then events 0 .. count(), by unit, and
+  // for equal units by slot.
+  void advance(Tick tick, bool forwards) {
+    count_ = 0;
+    for (Tick rest = tick; rest; rest &= rest - 1) {
+      const int slot = __builtin_ctz(rest);
+      const int64_t position = forwards ? position_[slot]++ : --position_[slot];
+      const int64_t t = layer_.reverse ? valid_[slot] - 1 - position : position;
+      const int64_t* offsets = offsets_of(slot);
+      step_[slot] = t;
+      next_[slot] = offsets[t];
+      found_[slot] = offsets[t + 1] - offsets[t];
+    }
+    (tick & (tick - 1)) ? merge(tick) : list(__builtin_ctz(tick));
+  }
+
+  int64_t count() const { return count_; }
+  int64_t unit(int64_t e) const { return unit_[e]; }
+  int64_t slot(int64_t e) const { return slot_[e]; }
+  // Columns of phases and ratios, with room for a whole vector.
+  const T* phases() const { return phase_.data(); }
+  const T* ratios() const { return ratio_.data(); }
+  // Events from e on, up to `most`, that are of the same unit.
+  int alike(int64_t e, int most) const {
+    int n = 1;
+    while (n < most && e + n < count_ && unit_[e + n] == unit_[e]) ++n;
+    return n;
+  }
+  // The unit whose weights will be wanted next.
+  int64_t unit_after(int64_t e) const { return e < count_ ? unit_[e] : unit_[count_ - 1]; }
+
+  // Of a slot that the present tick moves: its step, whether it has events there, its place in (N, L).
+  int64_t step(int64_t slot) const { return step_[slot]; }
+  bool has_events(int64_t slot) const { return found_[slot] > 0; }
+  int64_t place(int64_t slot) const { return (first_ + slot) * layer_.steps + step_[slot]; }
+
+ private:
+  const int64_t* offsets_of(int64_t slot) const {
+    return layer_.events.offsets + (layer_.events.shared ? 0 : (first_ + slot) * (layer_.steps + 1));
+  }
+
+  double time(int64_t slot, int64_t position) const {
+    const double time = layer_.times[(first_ + slot) * layer_.steps +
+                                     (layer_.reverse ? valid_[slot] - 1 - position : position)];
+    return layer_.reverse ? -time : time;
+  }
+
+  void plan() {
+    const int64_t longest = *std::max_element(valid_, valid_ + rows_);
+    ticks_.clear();
+    if (rows_ > 1 && !layer_.events.shared && plan_by_clock(3 * longest)) return;
+    ticks_.clear();
+    for (int64_t step = 0; step < longest; ++step) {
+      Tick tick = 0;
+      for (int64_t slot = 0; slot < rows_; ++slot) tick |= static_cast<Tick>(step < valid_[slot]) << slot;
+      ticks_.push_back(tick);
+    }
+  }
+
+  // Sequences whose next time is within a mean interval of the earliest advance. Returns false when that takes more
+  // than `most` ticks: the sequences are not in one span of time, or not in order.
+  bool plan_by_clock(int64_t most) {
+    constexpr double never = std::numeric_limits<double>::infinity();
+    double interval = 0.0, next[kLargestGroup];
+    int64_t done[kLargestGroup] = {};
+    for (int64_t slot = 0; slot < rows_; ++slot) {
+      next[slot] = valid_[slot] ? time(slot, 0) : never;
+      if (valid_[slot] > 1)
+        interval = std::max(interval, (time(slot, valid_[slot] - 1) - next[slot]) / static_cast<double>(valid_[slot] - 1));
+    }
+    for (;;) {
+      const double earliest = *std::min_element(next, next + rows_);
+      if (earliest == never) return true;
+      if (static_cast<int64_t>(ticks_.size()) == most) return false;
+      Tick tick = 0;
+      for (int64_t slot = 0; slot < rows_; ++slot) {
+        if (next[slot] == never || next[slot] > earliest + interval) continue;
+        tick |= Tick(1) << slot;
+        next[slot] = ++done[slot] < valid_[slot] ? time(slot, done[slot]) : never;
+      }
+      ticks_.push_back(tick);
+    }
+  }
+
+  void list(int slot) {
+    for (int64_t e = 0; e < found_[slot]; ++e) put(layer_.events.units[next_[slot] + e], slot, next_[slot] + e);
+  }
+
+  void merge(Tick tick) {
+    for (Tick rest = tick; rest; rest &= rest - 1) {
+      const int slot = __builtin_ctz(rest);
+      const int32_t* units = layer_.events.units + next_[slot];
+      for (int64_t e = 0; e < found_[slot]; ++e) {
+        open_[units[e]] |= Tick(1) << slot;
+        any_[units[e] >> 6] |= uint64_t(1) << (units[e] & 63);
+      }
+    }
+    for (size_t word = 0; word < any_.size(); ++word) {
+      for (uint64_t bits = any_[word]; bits; bits &= bits - 1) {
+        const int64_t u = static_cast<int64_t>(word) * 64 + __builtin_ctzll(bits);
+        for (Tick rows = open_[u]; rows; rows &= rows - 1) {
+          const int slot = __builtin_ctz(rows);
+          put(static_cast<int32_t>(u), slot, next_[slot]++);
+        }
+        open_[u] = 0;
+      }
+      any_[word] = 0;
+    }
+  }
+
+  void put(int32_t unit, int slot, int64_t event) {
+    unit_[count_] = unit;
+    slot_[count_] = slot;
+    phase_[count_] = layer_.events.phases[event];
+    ratio_[count_++] = layer_.ratio_on[unit];
+  }
+
+  const Layer<T>& layer_;
+  std::vector<Tick> open_;      // (H) slots in which a unit is open; zero between ticks
+  std::vector<uint64_t> any_;   // a bit for each unit that is open in some slot; zero between ticks
+  std::vector<int32_t> unit_, slot_;
+  Buffer<T> phase_, ratio_;
+  std::vector<Tick> ticks_;
+  int64_t first_ = 0, rows_ = 0, count_ = 0, total_ = 0;
+  int64_t valid_[kLargestGroup], position_[kLargestGroup], step_[kLargestGroup];
+  int64_t next_[kLargestGroup], found_[kLargestGroup];
+};
+
+}  // namespace
