@@ -67,8 +67,9 @@ struct Forward {
   T* h_n;       // (N, H)
   T* c_n;       // (N, H), LSTM only
   T* tape;      // (entries, fields) for the backward pass, or null. Fields: LSTM i, f, g, o, h', c';
-                // GRU r, z, n, hn, h'. By rows: for each group, from its first event on, (tick, field, event).
-                // In panels: (panel, event, field, row of the panel).
+                // GRU r, z, n, hn, h'. In panels: (panel, event, field, row of the panel). By rows: for each
+                // group, from its first event on, (tick, field, event), with two fields more: the bits of the
+                // event's number in its tick, and its phase.
 };
 
 template <typename T>
@@ -104,8 +105,9 @@ template <typename T>
 struct KernelTable {
   // Sequences that run side by side: ranges below count in groups of so many.
   int64_t (*group)(const Layer<T>&);
-  // Entries of the tape.
+  // Shape of the tape.
   int64_t (*tape_entries)(const Layer<T>&);
+  int64_t (*tape_fields)(const Layer<T>&, bool lstm);
   // Values in the packed weights.
   int64_t (*packed_size)(const Layer<T>&, bool lstm);
   // `wanted`: (H), which units' weights will be read; null for all. The others are left as they are.

@@ -6,10 +6,11 @@
 #include <torch/headeronly/core/ScalarType.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <exception>
+#include <mutex>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -110,15 +111,17 @@ Tensor blank(const Tensor& like, std::vector<int64_t> shape, bool zero = false) 
 // Runs f over [0, count) on torch's threads; an exception in any of them is raised again here.
 template <typename F>
 void spread(int64_t count, const F& f) {
-  std::atomic<bool> failed{false};
+  std::mutex guard;
+  std::string failure;
   torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
     try {
       f(begin, end);
-    } catch (...) {
-      failed = true;
+    } catch (const std::exception& error) {
+      const std::lock_guard<std::mutex> lock(guard);
+      failure = error.what();
     }
   });
-  STD_TORCH_CHECK(!failed, "out of memory in a phased_lstm kernel");
+  STD_TORCH_CHECK(failure.empty(), "a phased_lstm kernel failed: ", failure);
 }
 
 // Times as doubles, and for integers what doubles cannot hold of them.
@@ -375,7 +378,7 @@ ForwardResult forward(const Operands& from, const Times& times, const GateOf& ga
   Tensor output_ = blank<T>(from.input, {return_sequence ? N : 0, L, H});
   Tensor h_n = blank<T>(from.input, {N, H});
   Tensor c_n = blank<T>(from.input, {lstm ? N : 0, H});
-  Tensor tape = blank<T>(from.input, {keep_tape ? table<T>().tape_entries(layer) : 0, lstm ? 6 : 5});
+  Tensor tape = blank<T>(from.input, {keep_tape ? table<T>().tape_entries(layer) : 0, table<T>().tape_fields(layer, lstm)});
   run_forward<T>(layer, lstm,
                  {pointer<T>(h0, "h0", {N, H}), pointer<T>(c0, "c0", {N, H}),
                   return_sequence ? output<T>(output_) : nullptr, output<T>(h_n), lstm ? output<T>(c_n) : nullptr,
@@ -401,7 +404,7 @@ BackwardResult backward(const Operands& from, const Times& times, const Events<T
   Tensor grad_gate = blank<double>(input, {3, H});
   Tensor grad_times = blank<double>(input, {need_times ? N : 0, L}, true);
   const Backward<T> run{pointer<T>(h_n, "h_n", {N, H}),
-                        pointer<T>(tape, "tape", {table<T>().tape_entries(layer), lstm ? 6 : 5}),
+                        pointer<T>(tape, "tape", {table<T>().tape_entries(layer), table<T>().tape_fields(layer, lstm)}),
                         pointer<T>(grad_output, "grad_output", {N, L, H}),
                         pointer<T>(grad_h_n, "grad_h_n", {N, H}),
                         pointer<T>(grad_c_n, "grad_c_n", {N, H}),

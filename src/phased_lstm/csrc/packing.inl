@@ -30,7 +30,7 @@ constexpr int kInputSlots<3>[3] = {0, 1, 2};
 // Up to so many input features are multiplied one by one; padding them to a vector would cost more.
 constexpr int64_t kFewInputs = 4;
 
-// A unit's weights are one contiguous read: G rows over the padded state, G rows over the padded input, and a head
+// A unit's weights are one contiguous read: G rows over the padded state and the padded input behind it, and a head
 // of (1 + few, 4): the slots' biases, and the slots' weights of each input feature when there are few. Gradients are
 // gathered in the same layout.
 template <typename T, int G>
@@ -47,10 +47,21 @@ struct Packing {
   template <typename P>
   P* state_rows(P* packed, int64_t u) const { return packed + u * unit(); }
   template <typename P>
-  P* input_rows(P* packed, int64_t u) const { return packed + u * unit() + G * state; }
+  P* input_rows(P* packed, int64_t u) const { return packed + u * unit() + state; }
   template <typename P>
   P* head_of(P* packed, int64_t u) const { return packed + u * unit() + G * row(); }
 };
+
+// Calls f(slots, from, width) for the parts of a row that feed the same slots: an LSTM's rows in one go.
+template <typename T, int G, typename F>
+inline void for_parts(const Packing<T, G>& packing, bool with_input, const F& f) {
+  if constexpr (G == 4) {
+    f(kStateSlots<G>, int64_t(0), with_input ? packing.row() : packing.state);
+  } else {
+    f(kStateSlots<G>, int64_t(0), packing.state);
+    if (with_input) f(kInputSlots<G>, packing.state, packing.input);
+  }
+}
 
 template <typename T, int G>
 int64_t packed_size(const Layer<T>& layer) {
@@ -73,8 +84,9 @@ void pack(const Layer<T>& layer, T* packed, const uint8_t* wanted) {
     T* head = packing.head_of(packed, u);
     for (int g = 0; g < G; ++g) {
       const int64_t row = g * H + u;
-      std::copy_n(layer.weight_hh + row * H, H, packing.state_rows(packed, u) + g * packing.state);
-      if (packing.input) std::copy_n(layer.weight_ih + row * I, I, packing.input_rows(packed, u) + g * packing.input);
+      std::copy_n(layer.weight_hh + row * H, H, packing.state_rows(packed, u) + g * packing.row());
+      if (packing.input)
+        std::copy_n(layer.weight_ih + row * I, I, packing.input_rows(packed, u) + g * packing.row());
       for (int64_t i = 0; i < packing.few; ++i) head[4 * (1 + i) + kInputSlots<G>[g]] = layer.weight_ih[row * I + i];
       if (layer.bias_ih) head[kInputSlots<G>[g]] += layer.bias_ih[row];
       if (layer.bias_hh) head[kStateSlots<G>[g]] += layer.bias_hh[row];
@@ -96,8 +108,9 @@ void gather(const Layer<T>& layer, const Backward<T>& run, const T* partials, co
     const T* head = packing.head_of(packed, u);
     for (int g = 0; g < G; ++g) {
       const int64_t row = g * H + u;
-      std::copy_n(packing.state_rows(packed, u) + g * packing.state, H, run.grad_weight_hh + row * H);
-      if (packing.input) std::copy_n(packing.input_rows(packed, u) + g * packing.input, I, run.grad_weight_ih + row * I);
+      std::copy_n(packing.state_rows(packed, u) + g * packing.row(), H, run.grad_weight_hh + row * H);
+      if (packing.input)
+        std::copy_n(packing.input_rows(packed, u) + g * packing.row(), I, run.grad_weight_ih + row * I);
       for (int64_t i = 0; i < packing.few; ++i) run.grad_weight_ih[row * I + i] = head[4 * (1 + i) + kInputSlots<G>[g]];
       run.grad_bias_ih[row] = head[kInputSlots<G>[g]];
       if (G == 3) run.grad_bias_hh[row] = head[kStateSlots<G>[g]];

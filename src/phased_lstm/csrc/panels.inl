@@ -200,8 +200,8 @@ void forward_panels(const Layer<T>& layer, const Forward<T>& run, const T* packe
         V sums[4][NV];
         for (int slot = 0; slot < 4; ++slot)
           for (int v = 0; v < NV; ++v) sums[slot][v] = splat(head[slot]);
-        multiply<T, G, NV>(packing.input_rows(packed, u), packing.input, kInputSlots<G>, features, I, sums);
-        multiply<T, G, NV>(packing.state_rows(packed, u), packing.state, kStateSlots<G>, state.data(), H, sums);
+        multiply<T, G, NV>(packing.input_rows(packed, u), packing.row(), kInputSlots<G>, features, I, sums);
+        multiply<T, G, NV>(packing.state_rows(packed, u), packing.row(), kStateSlots<G>, state.data(), H, sums);
         gate.fill(layer, panel, t, first + e, u);
         const Peephole<T> peephole(layer, u);
         T* tape = run.tape ? run.tape + (index * events_in_row(layer) + place_in_row(layer, t, first + e)) * fields * P
@@ -249,7 +249,7 @@ void forward_panels(const Layer<T>& layer, const Forward<T>& run, const T* packe
 
 // drows[g][j] += sum_rows d[slots[g]][row] x[row][j], x being (P, width).
 template <typename T, int G, int NV>
-inline void gather_rows(T* drows, const int (&slots)[G], const T* d, const T* x, int64_t width) {
+inline void gather_rows(T* drows, int64_t stride, const int (&slots)[G], const T* d, const T* x, int64_t width) {
   constexpr int lanes = Simd<T>::kLanes;
   constexpr int64_t P = kPanelRows<T, NV>;
   for (int64_t j = 0; j < width; j += lanes) {
@@ -263,7 +263,7 @@ inline void gather_rows(T* drows, const int (&slots)[G], const T* d, const T* x,
       }
     }
     for (int g = 0; g < G; ++g)
-      store(drows + g * width + j, load(drows + g * width + j) + (even[g] + odd[g]));
+      store(drows + g * stride + j, load(drows + g * stride + j) + (even[g] + odd[g]));
   }
 }
 
@@ -412,14 +412,16 @@ void backward_panels(const Layer<T>& layer, const Backward<T>& run, const T* pac
       for (int64_t e = 0; e < count; ++e) {
         const int64_t u = unit_of(layer, first + e);
         const T* d = &in_sums[e * 4 * P];
-        gather_rows<T, G, NV>(packing.state_rows(partial, u), kStateSlots<G>, d, state.data(), packing.state);
+        gather_rows<T, G, NV>(packing.state_rows(partial, u), packing.row(), kStateSlots<G>, d, state.data(),
+                              packing.state);
         if (few)
-          gather_few<T, G, NV>(packing.input_rows(partial, u), packing.input, kInputSlots<G>, d, few, I);
+          gather_few<T, G, NV>(packing.input_rows(partial, u), packing.row(), kInputSlots<G>, d, few, I);
         else
-          gather_rows<T, G, NV>(packing.input_rows(partial, u), kInputSlots<G>, d, features.data(), packing.input);
-        spread_back<T, G, NV>(packing.state_rows(packed, u), packing.state, kStateSlots<G>, d, grad_state.data(), H);
+          gather_rows<T, G, NV>(packing.input_rows(partial, u), packing.row(), kInputSlots<G>, d, features.data(),
+                                packing.input);
+        spread_back<T, G, NV>(packing.state_rows(packed, u), packing.row(), kStateSlots<G>, d, grad_state.data(), H);
         if (run.grad_input)
-          spread_back<T, G, NV>(packing.input_rows(packed, u), packing.input, kInputSlots<G>, d, grad_features.data(),
+          spread_back<T, G, NV>(packing.input_rows(packed, u), packing.row(), kInputSlots<G>, d, grad_features.data(),
                                 I);
       }
       if (run.grad_input)
@@ -465,6 +467,7 @@ KernelTable<T> table() {
         return layer.panels ? panel_vectors<T>(layer.batch) * Simd<T>::kLanes : group_rows(layer.batch);
       },
       [](const L& layer) -> int64_t { return tape_entries(layer); },
+      [](const L& layer, bool lstm) -> int64_t { return (lstm ? 6 : 5) + (layer.panels ? 0 : 2); },
       [](const L& layer, bool lstm) -> int64_t {
         return lstm ? packed_size<T, 4>(layer) : packed_size<T, 3>(layer);
       },

@@ -19,15 +19,15 @@ using phased_lstm::KernelTable;
 // Sequences that share a read of weights, as many as the registers hold.
 constexpr int kRowBlock = kFloatLanes == 16 ? 4 : 2;
 
-// acc[slot[g]][r] += <rows[g], x[r] + from>, by lanes. What stands `ahead` of the rows is wanted next.
+// acc[slots[g]][r] += <rows[g], x[r] + from>, by lanes, over `width`. What stands `ahead` of the rows is wanted next.
 template <typename T, int G, int NR>
-inline void multiply_rows(const T* rows, int64_t width, const int (&slots)[G], const T* const* x, int64_t from,
-                          int64_t ahead, Vec<T> (&acc)[4][NR]) {
-  for (int64_t k = 0; k < width; k += Simd<T>::kLanes) {
+inline void multiply_rows(const T* rows, int64_t stride, int64_t from, int64_t width, const int (&slots)[G],
+                          const T* const* x, int64_t ahead, Vec<T> (&acc)[4][NR]) {
+  for (int64_t k = from; k < from + width; k += Simd<T>::kLanes) {
     Vec<T> a[NR];
-    for (int r = 0; r < NR; ++r) a[r] = load(x[r] + from + k);
+    for (int r = 0; r < NR; ++r) a[r] = load(x[r] + k);
     for (int g = 0; g < G; ++g) {
-      const T* row = rows + g * width + k;
+      const T* row = rows + g * stride + k;
       __builtin_prefetch(row + ahead);
       const Vec<T> w = load(row);
       for (int r = 0; r < NR; ++r) acc[slots[g]][r] += w * a[r];
@@ -42,8 +42,9 @@ inline void unit_sums(const Packing<T, G>& packing, const T* packed, int64_t u, 
                       const T* const* few, T* out, int64_t stride) {
   const int64_t ahead = (next - u) * packing.unit();
   Vec<T> acc[4][NR] = {};
-  multiply_rows<T, G, NR>(packing.state_rows(packed, u), packing.state, kStateSlots<G>, x, 0, ahead, acc);
-  multiply_rows<T, G, NR>(packing.input_rows(packed, u), packing.input, kInputSlots<G>, x, packing.state, ahead, acc);
+  for_parts(packing, true, [&](const int(&slots)[G], int64_t from, int64_t width) {
+    multiply_rows<T, G, NR>(packing.state_rows(packed, u), packing.row(), from, width, slots, x, ahead, acc);
+  });
   const T* head = packing.head_of(packed, u);
   if constexpr (NR <= 2) {
     for (int r = 0; r < NR; ++r) {
@@ -63,23 +64,23 @@ inline void unit_sums(const Packing<T, G>& packing, const T* packed, int64_t u, 
   }
 }
 
-// dx[r] + from += sum_g d[r][slots[g]] rows[g].
+// dx[r] + from += sum_g d[r][slots[g]] (rows[g] + from), over `width`.
 template <typename T, int G, int NR>
-inline void spread_rows(const T* rows, int64_t width, const int (&slots)[G], const T* d, T* const* dx, int64_t from,
-                        int64_t ahead) {
+inline void spread_rows(const T* rows, int64_t stride, int64_t from, int64_t width, const int (&slots)[G], const T* d,
+                        T* const* dx, int64_t ahead) {
   Vec<T> scale[NR][G];
   for (int r = 0; r < NR; ++r)
     for (int g = 0; g < G; ++g) scale[r][g] = splat(d[4 * r + slots[g]]);
-  for (int64_t k = 0; k < width; k += Simd<T>::kLanes) {
+  for (int64_t k = from; k < from + width; k += Simd<T>::kLanes) {
     Vec<T> w[G];
     for (int g = 0; g < G; ++g) {
-      __builtin_prefetch(rows + g * width + k + ahead);
-      w[g] = load(rows + g * width + k);
+      __builtin_prefetch(rows + g * stride + k + ahead);
+      w[g] = load(rows + g * stride + k);
     }
     for (int r = 0; r < NR; ++r) {
-      Vec<T> total = load(dx[r] + from + k);
+      Vec<T> total = load(dx[r] + k);
       for (int g = 0; g < G; ++g) total += scale[r][g] * w[g];
-      store(dx[r] + from + k, total);
+      store(dx[r] + k, total);
     }
   }
 }
@@ -147,7 +148,7 @@ inline void load_peephole(const Layer<T>& layer, int64_t u, int64_t e, T* i, T* 
 template <typename T, bool Lstm>
 void forward_rows(const Layer<T>& layer, const Forward<T>& run, const T* packed, int64_t begin, int64_t end) {
   constexpr int G = Lstm ? 4 : 3, lanes = Simd<T>::kLanes, fields = Lstm ? 6 : 5;
-  // The first columns are the tape's.
+  // The first columns are the tape's, where the events' numbers and phases come behind them.
   enum { kSums = 0, kOldH = 4, kOldC, kPeepI, kPeepF, kPeepO, kNewH, kNewC, kColumns };
   const Packing<T, G> packing(layer);
   const int64_t H = layer.units, I = layer.inputs, size = group_rows(layer.batch);
@@ -160,9 +161,9 @@ void forward_rows(const Layer<T>& layer, const Forward<T>& run, const T* packed,
     for (int64_t slot = 0; slot < rows; ++slot)
       state.take(slot, run.h0 + (first + slot) * H, row_of(run.c0, first + slot, H));
     walk.begin(first, rows, false);
-    T* tape = run.tape ? run.tape + walk.start() * fields : nullptr;
+    T* tape = run.tape ? run.tape + walk.start() * (fields + 2) : nullptr;
     for (const Tick tick : walk.ticks()) {
-      walk.advance(tick, true);
+      walk.advance(tick);
       const int64_t count = walk.count();
       if (packing.input)
         for (Tick rest = tick; rest; rest &= rest - 1) {
@@ -208,8 +209,10 @@ void forward_rows(const Layer<T>& layer, const Forward<T>& run, const T* packed,
         state.h_of(walk.slot(e))[walk.unit(e)] = at[kNewH][e];
         if (Lstm) state.c_of(walk.slot(e))[walk.unit(e)] = at[kNewC][e];
       }
-      if (tape)
+      if (tape) {
         for (int field = 0; field < fields; ++field) tape = std::copy_n(at[field], count, tape);
+        tape = walk.keep(tape);
+      }
       if (run.output)
         for (Tick rest = tick; rest; rest &= rest - 1)
           std::copy_n(state.h_of(__builtin_ctz(rest)), H, run.output + walk.place(__builtin_ctz(rest)) * H);
@@ -266,8 +269,9 @@ class PendingProducts {
     for (int64_t u = 0; u < units_; ++u) {
       const int64_t to = starts_[u];
       if (to > from) {
-        add_products(packing_.state_rows(partial, u), packing_.state, kStateSlots<G>, 0, from, to);
-        add_products(packing_.input_rows(partial, u), packing_.input, kInputSlots<G>, packing_.state, from, to);
+        for_parts(packing_, true, [&](const int(&slots)[G], int64_t first, int64_t width) {
+          add_products(packing_.state_rows(partial, u) + first, first, width, slots, from, to);
+        });
       }
       from = to;
     }
@@ -282,21 +286,23 @@ class PendingProducts {
   static constexpr int64_t kFloats = 48 * 1024;
   static constexpr size_t kEvents = 4096;
 
-  void add_products(T* drows, int64_t width, const int (&slots)[G], int64_t offset, int64_t from, int64_t to) {
+  // drows[g] += sum_e d[e][slots[g]] (states[e] + first), over `width`, for events from .. to.
+  void add_products(T* drows, int64_t first, int64_t width, const int (&slots)[G], int64_t from, int64_t to) {
     constexpr int wide = kFloatLanes == 16 ? 4 : 2, lanes = Simd<T>::kLanes;
     int64_t k = 0;
-    for (; k + wide * lanes <= width; k += wide * lanes) add_columns<wide>(drows + k, width, slots, offset + k, from, to);
-    for (; k < width; k += lanes) add_columns<1>(drows + k, width, slots, offset + k, from, to);
+    for (; k + wide * lanes <= width; k += wide * lanes) add_columns<wide>(drows + k, first + k, slots, from, to);
+    for (; k < width; k += lanes) add_columns<1>(drows + k, first + k, slots, from, to);
   }
 
   template <int NV>
-  void add_columns(T* drows, int64_t width, const int (&slots)[G], int64_t offset, int64_t from, int64_t to) {
+  void add_columns(T* drows, int64_t first, const int (&slots)[G], int64_t from, int64_t to) {
     constexpr int lanes = Simd<T>::kLanes;
+    const int64_t stride = packing_.row();
     // Their own sum first: added one by one to a long sum, small terms would lose their last bits.
     Vec<T> total[G][NV] = {};
     for (int64_t e = from; e < to; ++e) {
       Vec<T> x[NV];
-      for (int v = 0; v < NV; ++v) x[v] = load(sorted_state_[e] + offset + v * lanes);
+      for (int v = 0; v < NV; ++v) x[v] = load(sorted_state_[e] + first + v * lanes);
       for (int g = 0; g < G; ++g) {
         const Vec<T> d = splat(sorted_d_[4 * e + slots[g]]);
         for (int v = 0; v < NV; ++v) total[g][v] += d * x[v];
@@ -304,7 +310,7 @@ class PendingProducts {
     }
     for (int g = 0; g < G; ++g)
       for (int v = 0; v < NV; ++v)
-        store(drows + g * width + v * lanes, load(drows + g * width + v * lanes) + total[g][v]);
+        store(drows + g * stride + v * lanes, load(drows + g * stride + v * lanes) + total[g][v]);
   }
 
   Packing<T, G> packing_;
@@ -319,7 +325,7 @@ template <typename T, bool Lstm>
 void backward_rows(const Layer<T>& layer, const Backward<T>& run, const T* packed, int64_t begin, int64_t end,
                    T* partial, double* gate_sums) {
   constexpr int G = Lstm ? 4 : 3, lanes = Simd<T>::kLanes, fields = Lstm ? 6 : 5;
-  // The first columns are the tape's.
+  // The first columns are the tape's, where the events' numbers and phases come behind them.
   enum { kValues = 0, kOldH = 4, kOldC, kPeepI, kPeepF, kPeepO, kGradH, kGradC, kInSums,
          kInPhase = kInSums + 4, kInRatio, kCell, kColumns };
   const Packing<T, G> packing(layer);
@@ -340,12 +346,13 @@ void backward_rows(const Layer<T>& layer, const Backward<T>& run, const T* packe
       grad.take(slot, run.grad_h_n + (first + slot) * H, row_of(run.grad_c_n, first + slot, H));
     }
     walk.begin(first, rows, true);
-    const T* tape = run.tape + (walk.start() + walk.total()) * fields;
+    const T* tape = run.tape + (walk.start() + walk.total()) * (fields + 2);
     for (size_t index = walk.ticks().size(); index-- > 0;) {
       const Tick tick = walk.ticks()[index];
-      walk.advance(tick, false);
+      walk.retreat(tick);
       const int64_t count = walk.count();
-      tape -= count * fields;
+      tape -= count * (fields + 2);
+      walk.recall(tape + count * fields);
       for (int field = 0; field < fields; ++field) std::copy_n(tape + field * count, count, at[field]);
       if (run.grad_output)
         for (Tick rest = tick; rest; rest &= rest - 1) {
@@ -427,11 +434,10 @@ void backward_rows(const Layer<T>& layer, const Backward<T>& run, const T* packe
         const int64_t u = walk.unit(e), ahead = (walk.unit_after(e + n) - u) * packing.unit();
         for (int r = 0; r < n; ++r) dx[r] = grad.h_of(walk.slot(e + r));
         with_rows(n, [&](auto rows_in_block) {
-          constexpr int NR = rows_in_block();
-          spread_rows<T, G, NR>(packing.state_rows(packed, u), packing.state, kStateSlots<G>, &d[4 * e], dx, 0, ahead);
-          if (run.grad_input)
-            spread_rows<T, G, NR>(packing.input_rows(packed, u), packing.input, kInputSlots<G>, &d[4 * e], dx,
-                                  packing.state, ahead);
+          for_parts(packing, run.grad_input != nullptr, [&](const int(&slots)[G], int64_t from, int64_t width) {
+            spread_rows<T, G, rows_in_block()>(packing.state_rows(packed, u), packing.row(), from, width, slots,
+                                               &d[4 * e], dx, ahead);
+          });
         });
         e += n;
       }

@@ -7,7 +7,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
+#include <stdexcept>
+#include <utility>
 #include <vector>
 
 #include "kernels.h"
@@ -19,7 +22,8 @@ using phased_lstm::Buffer;
 using phased_lstm::Layer;
 
 // Sequences in a group, at most; a tick is a bit for each.
-constexpr int64_t kLargestGroup = 16;
+constexpr int kSlotBits = 4;
+constexpr int64_t kLargestGroup = 1 << kSlotBits;
 using Tick = uint32_t;
 
 // A function of the batch alone, as every bit of the result is.
@@ -36,12 +40,10 @@ class Walk {
  public:
   explicit Walk(const Layer<T>& layer)
       : layer_(layer),
-        open_(layer.units, 0),
-        any_((layer.units + 63) / 64, 0),
-        unit_(group_rows(layer.batch) * layer.units),
-        slot_(unit_.size()),
-        phase_(padded<T>(unit_.size()), T(0)),
-        ratio_(padded<T>(unit_.size()), T(1)) {}
+        starts_(layer.units),
+        event_(group_rows(layer.batch) * layer.units),
+        phase_(padded<T>(event_.size()), T(0)),
+        ratio_(padded<T>(event_.size()), T(1)) {}
 
   // Takes sequences first .. first + rows, all before their first step, or behind their last one.
   void begin(int64_t first, int64_t rows, bool at_end) {
@@ -62,36 +64,53 @@ class Walk {
   int64_t total() const { return total_; }
   int64_t start() const { return layer_.events.shared ? first_ * layer_.events.count : offsets_of(0)[0]; }
 
-  // Steps forwards, or back, with the sequences of a tick; their events are then events 0 .. count(), by unit, and
-  // for equal units by slot.
-  void advance(Tick tick, bool forwards) {
-    count_ = 0;
-    for (Tick rest = tick; rest; rest &= rest - 1) {
-      const int slot = __builtin_ctz(rest);
-      const int64_t position = forwards ? position_[slot]++ : --position_[slot];
-      const int64_t t = layer_.reverse ? valid_[slot] - 1 - position : position;
-      const int64_t* offsets = offsets_of(slot);
-      step_[slot] = t;
-      next_[slot] = offsets[t];
-      found_[slot] = offsets[t + 1] - offsets[t];
-    }
+  // Steps forwards with the sequences of a tick; their events are then events 0 .. count(), by unit, and for equal
+  // units by slot.
+  void advance(Tick tick) {
+    move(tick, true);
     (tick & (tick - 1)) ? merge(tick) : list(__builtin_ctz(tick));
   }
 
+  // Steps back with the sequences of a tick. What its events are is then to be taken from the tape.
+  void retreat(Tick tick) { move(tick, false); }
+
+  // Writes the events' numbers and phases to the tape, column by column; returns the end.
+  T* keep(T* tape) const {
+    for (int64_t e = 0; e < count_; ++e) {
+      Code code = event_[e];
+      std::memcpy(tape + e, &code, sizeof code);
+    }
+    return std::copy_n(phase_.data(), count_, tape + count_);
+  }
+
+  // Reads back what `keep` wrote.
+  void recall(const T* tape) {
+    bool known = true;
+    for (int64_t e = 0; e < count_; ++e) {
+      Code code;
+      std::memcpy(&code, tape + e, sizeof code);
+      event_[e] = static_cast<uint32_t>(code);
+      known &= unit(e) < layer_.units && slot(e) < rows_;
+    }
+    if (!known) throw std::invalid_argument("the tape is not that of these events");
+    std::copy_n(tape + count_, count_, phase_.data());
+    for (int64_t e = 0; e < count_; ++e) ratio_[e] = layer_.ratio_on[unit(e)];
+  }
+
   int64_t count() const { return count_; }
-  int64_t unit(int64_t e) const { return unit_[e]; }
-  int64_t slot(int64_t e) const { return slot_[e]; }
+  int64_t unit(int64_t e) const { return event_[e] >> kSlotBits; }
+  int64_t slot(int64_t e) const { return event_[e] & (kLargestGroup - 1); }
   // Columns of phases and ratios, with room for a whole vector.
   const T* phases() const { return phase_.data(); }
   const T* ratios() const { return ratio_.data(); }
   // Events from e on, up to `most`, that are of the same unit.
   int alike(int64_t e, int most) const {
     int n = 1;
-    while (n < most && e + n < count_ && unit_[e + n] == unit_[e]) ++n;
+    while (n < most && e + n < count_ && unit(e + n) == unit(e)) ++n;
     return n;
   }
   // The unit whose weights will be wanted next.
-  int64_t unit_after(int64_t e) const { return e < count_ ? unit_[e] : unit_[count_ - 1]; }
+  int64_t unit_after(int64_t e) const { return unit(std::min(e, count_ - 1)); }
 
   // Of a slot that the present tick moves: its step, whether it has events there, its place in (N, L).
   int64_t step(int64_t slot) const { return step_[slot]; }
@@ -146,48 +165,59 @@ class Walk {
     }
   }
 
-  void list(int slot) {
-    for (int64_t e = 0; e < found_[slot]; ++e) put(layer_.events.units[next_[slot] + e], slot, next_[slot] + e);
-  }
-
-  void merge(Tick tick) {
+  void move(Tick tick, bool forwards) {
+    count_ = 0;
     for (Tick rest = tick; rest; rest &= rest - 1) {
       const int slot = __builtin_ctz(rest);
-      const int32_t* units = layer_.events.units + next_[slot];
-      for (int64_t e = 0; e < found_[slot]; ++e) {
-        open_[units[e]] |= Tick(1) << slot;
-        any_[units[e] >> 6] |= uint64_t(1) << (units[e] & 63);
-      }
-    }
-    for (size_t word = 0; word < any_.size(); ++word) {
-      for (uint64_t bits = any_[word]; bits; bits &= bits - 1) {
-        const int64_t u = static_cast<int64_t>(word) * 64 + __builtin_ctzll(bits);
-        for (Tick rows = open_[u]; rows; rows &= rows - 1) {
-          const int slot = __builtin_ctz(rows);
-          put(static_cast<int32_t>(u), slot, next_[slot]++);
-        }
-        open_[u] = 0;
-      }
-      any_[word] = 0;
+      const int64_t position = forwards ? position_[slot]++ : --position_[slot];
+      const int64_t t = layer_.reverse ? valid_[slot] - 1 - position : position;
+      const int64_t* offsets = offsets_of(slot);
+      step_[slot] = t;
+      first_event_[slot] = offsets[t];
+      found_[slot] = offsets[t + 1] - offsets[t];
+      count_ += found_[slot];
     }
   }
 
-  void put(int32_t unit, int slot, int64_t event) {
-    unit_[count_] = unit;
-    slot_[count_] = slot;
-    phase_[count_] = layer_.events.phases[event];
-    ratio_[count_++] = layer_.ratio_on[unit];
+  void list(int slot) {
+    for (int64_t e = 0; e < found_[slot]; ++e) put(e, first_event_[slot] + e, slot);
   }
+
+  // A counting sort by unit; slots are taken in their order.
+  void merge(Tick tick) {
+    std::fill(starts_.begin(), starts_.end(), 0);
+    for (Tick rest = tick; rest; rest &= rest - 1) {
+      const int slot = __builtin_ctz(rest);
+      const int32_t* units = layer_.events.units + first_event_[slot];
+      for (int64_t e = 0; e < found_[slot]; ++e) ++starts_[units[e]];
+    }
+    int32_t before = 0;
+    for (int32_t& start : starts_) before += std::exchange(start, before);
+    for (Tick rest = tick; rest; rest &= rest - 1) {
+      const int slot = __builtin_ctz(rest);
+      for (int64_t e = first_event_[slot]; e < first_event_[slot] + found_[slot]; ++e)
+        put(starts_[layer_.events.units[e]]++, e, slot);
+    }
+  }
+
+  void put(int64_t at, int64_t event, int slot) {
+    const auto unit = static_cast<uint32_t>(layer_.events.units[event]);
+    event_[at] = unit << kSlotBits | static_cast<uint32_t>(slot);
+    phase_[at] = layer_.events.phases[event];
+    ratio_[at] = layer_.ratio_on[unit];
+  }
+
+  // As many bits as a T, to carry an event's number on the tape.
+  using Code = std::conditional_t<sizeof(T) == 4, uint32_t, uint64_t>;
 
   const Layer<T>& layer_;
-  std::vector<Tick> open_;      // (H) slots in which a unit is open; zero between ticks
-  std::vector<uint64_t> any_;   // a bit for each unit that is open in some slot; zero between ticks
-  std::vector<int32_t> unit_, slot_;
+  std::vector<int32_t> starts_;  // (H) scratch of `merge`
+  std::vector<uint32_t> event_;  // unit << kSlotBits | slot
   Buffer<T> phase_, ratio_;
   std::vector<Tick> ticks_;
   int64_t first_ = 0, rows_ = 0, count_ = 0, total_ = 0;
   int64_t valid_[kLargestGroup], position_[kLargestGroup], step_[kLargestGroup];
-  int64_t next_[kLargestGroup], found_[kLargestGroup];
+  int64_t first_event_[kLargestGroup], found_[kLargestGroup];
 };
 
 }  // namespace

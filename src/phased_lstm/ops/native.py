@@ -264,11 +264,12 @@ def _register_rules() -> None:
         hidden = h0.shape[1]
         entries, events = (torch.library.get_ctx().new_dynamic_size() for _ in "ab") if keep_tape else (0, 0)
         rows = times.shape[0] if times.dim() == 2 else 1
+        fields = torch.library.get_ctx().new_dynamic_size(min=5, max=8) if keep_tape else 0
         return (
             input.new_empty((batch if return_sequence else 0, steps, hidden)),
             input.new_empty((batch, hidden)),
             input.new_empty((0 if c0 is None else batch, hidden)),
-            input.new_empty((entries, 5 if c0 is None else 6)),
+            input.new_empty((entries, fields)),
             input.new_empty((rows, steps + 1) if keep_tape else (0, 0), dtype=torch.int64),
             input.new_empty((events,), dtype=torch.int32),
             input.new_empty((events,)),
