@@ -70,7 +70,12 @@ void find_events(const GateTimes& gate, int64_t row, int64_t begin, int64_t end,
       found.units[count] = static_cast<int32_t>(u);
       found.phases[count] = phase;
     };
-    if (rest != 0.0 || gate.all_open || !(std::fabs(time) * largest_inverse < 1e15)) {
+    const bool exact_quotient = rest == 0.0 && std::fabs(time) * largest_inverse < 1e15;
+    if (gate.all_open && exact_quotient) {
+      double* phases = found.phases.data() + count;
+      for (int64_t u = 0; u < units; ++u) phases[u] = near_phase(time, gate.period[u], inverse[u], shift[u]);
+      for (int64_t u = 0; u < units; ++u) found.units[count++] = static_cast<int32_t>(u);
+    } else if (!exact_quotient) {
       for (int64_t u = 0; u < units; ++u) {
         const double phase = exact_phase(time, rest, gate.period[u], gate.shift[u]);
         put(u, phase);
