@@ -1,12 +1,16 @@
 # Two commands matter: make demo, make test. Both set everything up themselves.
 # PYTHON picks the interpreter (3.11 or newer); PIP_ARGS goes to pip, for instance
 #   make demo PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
-# where the default build of torch would bring GPU libraries that are not wanted.
+# where the default build of torch would bring GPU libraries that are not wanted. BENCH_ARGS goes to every benchmark:
+#   make bench BENCH_ARGS=--fresh                          measure everything again
+#   make bench BENCH_ARGS=--quick BENCH_OUT=/tmp/bench     tiny sizes, to see that it works
 
 PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 	command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
 	&& { echo $$p; break; }; done)
 PIP_ARGS ?=
+BENCH_ARGS ?=
+BENCH_OUT ?= docs/results/performance
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -17,7 +21,7 @@ STAMP := $(VENV)/.installed
 help:
 	@echo "make demo       train Basic LSTM and Phased LSTM on digits, with table and pictures (runs/demo)"
 	@echo "make test       run the tests"
-	@echo "make bench      time layers against torch.nn.LSTM"
+	@echo "make bench      time and memory against torch.nn.LSTM, with pictures; stopped, it goes on where it was"
 	@echo "make sanitize   test the kernels under AddressSanitizer and UndefinedBehaviorSanitizer"
 	@echo "make lint       check style"
 	@echo "make typecheck  check types"
@@ -40,7 +44,10 @@ test: $(STAMP)
 	$(BIN)/python -m pytest -n 2
 
 bench: $(STAMP)
-	$(BIN)/python benchmarks/layers.py
+	for script in layers cells memory curves; do \
+		$(BIN)/python benchmarks/$$script.py --out $(BENCH_OUT) $(BENCH_ARGS) || exit; \
+	done
+	$(BIN)/python benchmarks/report.py $(BENCH_OUT)
 
 sanitize: $(STAMP)
 	tests/sanitize $(BIN)/python

@@ -1,131 +1,106 @@
 """Time of Phased LSTM against torch.nn.LSTM of the same sizes, interleaved in one run.
 
-    python benchmarks/layers.py [--repeats 9] [--threads 2] [--rows 0,3]
+    python benchmarks/layers.py [--out FOLDER] [--repeats 9] [--threads 2] [--rows 0,3] [--quick]
 
 Both are given the same input; train is forward and backward with the loss on the last state. A row is not timed
-unless native and reference backend agree on it.
+unless native and reference backend agree on it. Floor is the ratio aimed for, forward / train. GFLOP/s counts the
+multiply-adds of open events alone, forward, twice; its share is of the best rate of a large float32 torch.mm on the
+same threads in the same run.
 """
 
 from __future__ import annotations
 
 import argparse
-import platform
-import statistics
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 
 import torch
-from torch import Tensor, nn
 
-import phased_lstm
-from phased_lstm import PhasedLSTM
-from phased_lstm.ops import native
+from records import Point, Record, machine, parser, run
+from timing import DENSE, OURS, PARTS, Comparison, Sizes, peak_gflops, timed
 
 
 @dataclass(frozen=True)
 class Row:
-    """Sizes of a comparison; times are U(0, L), sorted, a row each unless shared."""
+    """A comparison, and how many times faster than nn.LSTM it should be."""
 
-    batch: int
-    steps: int
-    inputs: int
-    hidden: int
-    shared: bool = False
-    threads: int | None = None
+    sizes: Sizes
+    floor_forward: int
+    floor_train: int
 
 
 ROWS = (
-    Row(256, 784, 1, 32, shared=True),
-    Row(32, 1000, 1, 128),
-    Row(32, 1000, 1, 128, shared=True),
-    Row(32, 1000, 40, 110),
-    Row(32, 1000, 64, 256),
-    Row(64, 1000, 64, 256, shared=True),
-    Row(16, 1000, 128, 512),
-    Row(1, 1000, 1, 128, threads=1),
-    Row(1, 1000, 128, 1024, threads=1),
+    Row(Sizes(256, 784, 1, 32, shared=True), 50, 35),
+    Row(Sizes(32, 1000, 1, 128), 12, 20),
+    Row(Sizes(32, 1000, 1, 128, shared=True), 25, 25),
+    Row(Sizes(32, 1000, 40, 110), 12, 18),
+    Row(Sizes(32, 1000, 64, 256), 10, 12),
+    Row(Sizes(64, 1000, 64, 256, shared=True), 20, 20),
+    Row(Sizes(16, 1000, 128, 512), 8, 10),
+    Row(Sizes(1, 1000, 1, 128, threads=1), 15, 15),
+    Row(Sizes(1, 1000, 128, 1024, threads=1), 15, 12),
 )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rows", help="numbers of rows, comma-separated (default: all)")
-    parser.add_argument("--ratio-on", type=float, default=0.05)
-    options = parser.parse_args()
+    arguments = parser(__doc__)
+    arguments.add_argument("--repeats", type=int, default=9)
+    arguments.add_argument("--threads", type=int, default=2)
+    arguments.add_argument("--rows", help="numbers of rows, comma-separated (default: all)")
+    arguments.add_argument("--ratio-on", type=float, default=0.05)
+    options = arguments.parse_args()
     chosen = range(len(ROWS)) if options.rows is None else [int(part) for part in options.rows.split(",")]
+    settings = {name: getattr(options, name) for name in ("repeats", "threads", "ratio_on")}
+    record = Record("layers", options, settings)
+    peaks: dict[int, float] = {}
     print(machine())
-    print("| batch, steps, in, hidden | nn.LSTM forward | ours | ratio | nn.LSTM train | ours | ratio |")
-    print("| --- | --- | --- | --- | --- | --- | --- |")
+    print(
+        "| batch, steps, in, hidden | nn.LSTM forward | ours | ratio | nn.LSTM train | ours | ratio | floor "
+        "| open | GFLOP/s | of peak |"
+    )
+    print("|" + " --- |" * 11)
     for number in chosen:
         row = ROWS[number]
-        torch.set_num_threads(row.threads or options.threads)
-        print(measure(row, options.repeats, options.ratio_on), flush=True)
+        if options.quick:
+            row = replace(row, sizes=row.sizes.tiny())
+        print(_line(row, record.measured(str(row.sizes), partial(_measure, row, options, peaks))), flush=True)
 
 
-def machine() -> str:
-    """One line on what the figures were measured with."""
-    kernels = native.missing() or f"native kernels, {native.instruction_set()}"
-    model = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-        model = names[0] if names else model
-    return f"{model}, torch {torch.__version__}, phased-lstm {phased_lstm.__version__}, {kernels}"
+def _measure(row: Row, options: argparse.Namespace, peaks: dict[int, float]) -> Point:
+    threads = row.sizes.threads or options.threads
+    torch.set_num_threads(threads)
+    if threads not in peaks:
+        peaks[threads] = peak_gflops(64 if options.quick else 2048)
+    comparison = Comparison(row.sizes, ratio_on=options.ratio_on)
+    comparison.check()
+    point = timed(comparison.plans(), options.repeats)
+    point |= {"sizes": asdict(row.sizes), "threads": threads}
+    point |= {"floor": {"forward": row.floor_forward, "train": row.floor_train}}
+    return point | _roofline(row.sizes, comparison.openness(), point["ms"][f"{OURS} forward"], peaks[threads])
 
 
-def measure(row: Row, repeats: int, ratio_on: float) -> str:
-    """Return a line of the table: medians in milliseconds, and their ratios."""
-    torch.manual_seed(0)
-    dense = nn.LSTM(row.inputs, row.hidden, batch_first=True)
-    phased = PhasedLSTM.from_lstm(dense, ratio_on=ratio_on)
-    x = torch.randn(row.batch, row.steps, row.inputs)
-    shape = (row.steps,) if row.shared else (row.batch, row.steps)
-    times = torch.rand(shape, dtype=torch.float64).mul(row.steps).sort(-1).values
-    check(phased, x, times)
-    plans: dict[str, Callable[[], None]] = {
-        "dense forward": lambda: forward(lambda: dense(x)),
-        "phased forward": lambda: forward(lambda: phased(x, times=times, return_sequence=False)),
-        "dense train": lambda: dense(x)[1][0].sum().backward(),
-        "phased train": lambda: phased(x, times=times, return_sequence=False)[1][0].sum().backward(),
+def _roofline(sizes: Sizes, openness: float, forward_ms: float, peak: float) -> Point:
+    events = round(sizes.unit_steps * openness)
+    rate = 2e-6 * events * sizes.event_work / forward_ms
+    return {
+        "openness": openness,
+        "open_events": events,
+        "multiply_adds_per_event": sizes.event_work,
+        "gflops": rate,
+        "peak_gflops": peak,
+        "share_of_peak": rate / peak,
     }
-    taken: dict[str, list[float]] = {name: [] for name in plans}
-    for repeat in range(repeats + 1):
-        for name, plan in plans.items():
-            started = time.perf_counter()
-            plan()
-            if repeat:  # the first round warms up
-                taken[name].append(1e3 * (time.perf_counter() - started))
-    middle = {name: statistics.median(values) for name, values in taken.items()}
-    sizes = f"{row.batch}, {row.steps}, {row.inputs}, {row.hidden}" + (", shared times" if row.shared else "")
-    cells = [sizes + (f", {row.threads} thread" if row.threads else "")]
-    for part in ("forward", "train"):
-        dense_time, ours = middle[f"dense {part}"], middle[f"phased {part}"]
-        cells += [f"{dense_time:.1f} ms", f"{ours:.2f} ms", f"{dense_time / ours:.1f}x"]
+
+
+def _line(row: Row, point: Point) -> str:
+    cells = [str(row.sizes)]
+    for part in PARTS:
+        dense, ours = point["ms"][f"{DENSE} {part}"], point["ms"][f"{OURS} {part}"]
+        cells += [f"{dense:.1f} ms", f"{ours:.2f} ms", f"{dense / ours:.1f}x"]
+    cells.append(f"{row.floor_forward}x / {row.floor_train}x")
+    cells += [f"{point['openness']:.1%}", f"{point['gflops']:.1f}", f"{point['share_of_peak']:.1%}"]
     return "| " + " | ".join(cells) + " |"
 
 
-@torch.no_grad()
-def forward(call: Callable[[], object]) -> None:
-    call()
-
-
-@torch.no_grad()
-def check(phased: PhasedLSTM, x: Tensor, times: Tensor) -> None:
-    """Refuse to time kernels that are wrong."""
-    few = slice(0, min(4, len(x)))
-    rows = times if times.dim() == 1 else times[few]
-    found = phased(x[few], times=rows)[0]
-    phased.backend = "reference"
-    wanted = phased(x[few], times=rows)[0]
-    phased.backend = "auto"
-    error = float((found - wanted).abs().max() / wanted.abs().max())
-    if error > 1e-5:
-        raise SystemExit(f"native and reference differ by {error:.1e}: not timed")
-
-
 if __name__ == "__main__":
-    main()
+    run(main)
