@@ -378,7 +378,8 @@ ForwardResult forward(const Operands& from, const Times& times, const GateOf& ga
   Tensor output_ = blank<T>(from.input, {return_sequence ? N : 0, L, H});
   Tensor h_n = blank<T>(from.input, {N, H});
   Tensor c_n = blank<T>(from.input, {lstm ? N : 0, H});
-  Tensor tape = blank<T>(from.input, {keep_tape ? table<T>().tape_entries(layer) : 0, table<T>().tape_fields(layer, lstm)});
+  Tensor tape = keep_tape ? blank<T>(from.input, {table<T>().tape_entries(layer), table<T>().tape_fields(layer, lstm)})
+                          : blank<T>(from.input, {0, 0});
   run_forward<T>(layer, lstm,
                  {pointer<T>(h0, "h0", {N, H}), pointer<T>(c0, "c0", {N, H}),
                   return_sequence ? output<T>(output_) : nullptr, output<T>(h_n), lstm ? output<T>(c_n) : nullptr,

@@ -175,11 +175,37 @@ def _layer(
         period.double(), shift.double(), ratio_on.double(),
     )  # fmt: skip
     keep = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
-    dense = (None if tensor is None else tensor.contiguous() for tensor in tensors)
-    output, h_n, c_n, *_ = torch.ops.phased_lstm.layer(
-        *dense, leak, OSCILLATIONS.index(oscillation), reverse, return_sequence, keep
-    )
+    call = _layer_operator if torch.compiler.is_compiling() else _Layer.apply if keep else _without_autograd
+    output, h_n, c_n, *_ = call(
+        *(None if tensor is None else tensor.contiguous() for tensor in tensors),
+        leak, OSCILLATIONS.index(oscillation), reverse, return_sequence, keep,
+    )  # fmt: skip
     return output if return_sequence else None, h_n, c_n
+
+
+def _layer_operator(*operands: Any) -> Any:
+    return torch.ops.phased_lstm.layer.default(*operands)
+
+
+def _without_autograd(*operands: Any) -> Any:
+    with torch._C._AutoDispatchBelowAutograd():
+        return torch.ops.phased_lstm.layer.default(*operands)
+
+
+class _Layer(torch.autograd.Function):
+    """The operator with its derivative, without the tenth of a millisecond that torch.library's own wrapper takes."""
+
+    @staticmethod
+    def forward(*operands: Any) -> Any:
+        return _without_autograd(*operands)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        _setup_context(ctx, inputs, output)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        return _backward(ctx, *grads)
 
 
 # Tensors among the operator's arguments.
