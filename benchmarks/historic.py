@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import tempfile
@@ -28,11 +27,10 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-import phased_lstm
 from phased_lstm import PhasedLSTM
 from phased_lstm.experiments.config import MnistConfig
 from phased_lstm.experiments.mnist import SequenceClassifier
-from phased_lstm.ops import native
+from records import machine
 
 WORKER = Path(__file__).with_name("_historic_worker.py")
 RECIPE = """To make a Python that has it, from any Python 3.7:
@@ -72,17 +70,6 @@ def main() -> None:
     after = others_seconds()
     if before is not None and after is not None:
         print(load((after - before) / (time.perf_counter() - started), options.threads))
-
-
-def machine() -> str:
-    """One line on what the figures were measured with."""
-    kernels = native.missing() or f"native kernels, {native.instruction_set()}"
-    model = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-        model = names[0] if names else model
-    return f"{model}, torch {torch.__version__}, phased-lstm {phased_lstm.__version__}, {kernels}"
 
 
 def others_seconds() -> float | None:
