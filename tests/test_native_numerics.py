@@ -41,7 +41,7 @@ def squashed_by_units(values: Tensor, batch: int) -> tuple[Tensor, Tensor]:
     *_, tape, _, _, _ = torch.ops.phased_lstm.layer(
         torch.ones(batch, 1, 1), one[:1], None, state, state, *weights, one, one, one, 0.0, 1, False, False, True
     )
-    i, f, g, o, *_ = tape.view(6, units) if batch == 1 else tape.view(units, 6, -1)[:, :, batch - 1].T
+    i, f, g, o, *_ = tape.view(8, units) if batch == 1 else tape.view(units, 6, -1)[:, :, batch - 1].T
     for other in (f, o):
         torch.testing.assert_close(other, i, rtol=0, atol=0, equal_nan=True)
     return i, g

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch._dynamo.testing
 from test_layers import flatten
 from test_native import PLAIN, TOLERANCES, assert_near, leaves, run
 from torch import Tensor, nn

@@ -143,10 +143,10 @@ def check_lengths(lengths: Tensor | Sequence[int], batch: int, steps: int, devic
     if lengths.shape != (batch,):
         raise ValueError(f"lengths should be of shape ({batch},), one for each sequence, got {tuple(lengths.shape)}")
     lengths = lengths.to(device=device, dtype=torch.int64)
+    # Naming a symbolic size would fix it for good.
+    most = "" if torch.compiler.is_compiling() else f"{steps}, "
     require(
-        ((lengths >= 0) & (lengths <= steps)).all(),
-        f"lengths should be from 0 to {steps}, the number of steps",
-        lengths,
+        ((lengths >= 0) & (lengths <= steps)).all(), f"lengths should be from 0 to {most}the number of steps", lengths
     )
     return lengths
 

@@ -280,7 +280,8 @@ def check_sequence(
     batch, steps = input.shape[:2]
     times = check_time_dtype(times)
     _check_device("times", times, input)
-    if times.shape not in ((steps,), (batch, steps)):
+    # Rank first: comparing (N, L) with (L,) would make N != L a condition of a traced program.
+    if times.shape != ((steps,) if times.dim() == 1 else (batch, steps)):
         raise ValueError(
             f"times should be of shape ({steps},), shared by all sequences, or ({batch}, {steps}), one row "
             f"for each, to go with {batch} sequences of {steps} steps; got {tuple(times.shape)}"

@@ -1,6 +1,10 @@
 // Vectors whose data begin on a cache line: a wide load that straddles two lines costs twice.
 #pragma once
 
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
 #include <cstddef>
 #include <new>
 #include <utility>
@@ -11,17 +15,27 @@ namespace phased_lstm {
 template <typename T>
 struct LineAllocator {
   using value_type = T;
-  static constexpr std::align_val_t kLine{64};
+  static constexpr std::align_val_t kLine{64}, kPage{2 << 20};
+  // From here on large pages are asked for: weights are read unit by unit, all over.
+  static constexpr std::size_t kLarge = 8 << 20;
   LineAllocator() = default;
   template <typename U>
   LineAllocator(const LineAllocator<U>&) {}
-  T* allocate(std::size_t n) { return static_cast<T*>(::operator new(n * sizeof(T), kLine)); }
+  static constexpr std::align_val_t alignment(std::size_t n) { return n * sizeof(T) < kLarge ? kLine : kPage; }
+  T* allocate(std::size_t n) {
+    void* const p = ::operator new(n * sizeof(T), alignment(n));
+#ifdef __linux__
+    // Only advice: where there are no large pages, nothing is lost.
+    if (n * sizeof(T) >= kLarge) madvise(p, n * sizeof(T), MADV_HUGEPAGE);
+#endif
+    return static_cast<T*>(p);
+  }
   // Without a value given, memory is left as it is: most buffers are written before they are read.
   template <typename U>
   void construct(U* p) { ::new (static_cast<void*>(p)) U; }
   template <typename U, typename... Args>
   void construct(U* p, Args&&... args) { ::new (static_cast<void*>(p)) U(std::forward<Args>(args)...); }
-  void deallocate(T* p, std::size_t) { ::operator delete(p, kLine); }
+  void deallocate(T* p, std::size_t n) { ::operator delete(p, alignment(n)); }
   friend bool operator==(const LineAllocator&, const LineAllocator&) { return true; }
 };
 

@@ -68,7 +68,7 @@ struct Forward {
   T* c_n;       // (N, H), LSTM only
   T* tape;      // (entries, fields) for the backward pass, or null. Fields: LSTM i, f, g, o, h', c';
                 // GRU r, z, n, hn, h'. In panels: (panel, event, field, row of the panel). By rows: for each
-                // group, from its first event on, (tick, field, event), with two fields more: the bits of the
+                // group, behind those before it, (tick, field, event), with two fields more: the bits of the
                 // event's number in its tick, and its phase.
 };
 

@@ -328,7 +328,10 @@ Layer<T> layer_of(int64_t gates, const Operands& from, const Times& times, Event
                  pointer<T>(from.peephole, "peephole", {3, H}),
                  ratio_on.data(),
                  static_cast<T>(from.leak), static_cast<Oscillation>(from.oscillation)};
-  layer.panels = N >= kPanelBatch && (layer.events.shared || layer.events.count == N * L * H);
+  // Not a matter of which units happen to be open: a sequence must come out the same in parts.
+  layer.panels = N >= kPanelBatch && (layer.events.shared || from.leak > 0.0);
+  STD_TORCH_CHECK(!layer.panels || layer.events.shared || layer.events.count == N * L * H,
+                  "with a leak every unit should have an event at every step");
   if (from.lengths) {
     check(*from.lengths, "lengths", ScalarType::Long, {N});
     layer.lengths = static_cast<const int64_t*>(from.lengths->const_data_ptr());
@@ -378,8 +381,11 @@ ForwardResult forward(const Operands& from, const Times& times, const GateOf& ga
   Tensor output_ = blank<T>(from.input, {return_sequence ? N : 0, L, H});
   Tensor h_n = blank<T>(from.input, {N, H});
   Tensor c_n = blank<T>(from.input, {lstm ? N : 0, H});
-  Tensor tape = keep_tape ? blank<T>(from.input, {table<T>().tape_entries(layer), table<T>().tape_fields(layer, lstm)})
-                          : blank<T>(from.input, {0, 0});
+  // Panels leave out what lies beyond their longest sequence.
+  const bool gaps = layer.panels && layer.lengths;
+  Tensor tape = keep_tape
+                    ? blank<T>(from.input, {table<T>().tape_entries(layer), table<T>().tape_fields(layer, lstm)}, gaps)
+                    : blank<T>(from.input, {0, 0});
   run_forward<T>(layer, lstm,
                  {pointer<T>(h0, "h0", {N, H}), pointer<T>(c0, "c0", {N, H}),
                   return_sequence ? output<T>(output_) : nullptr, output<T>(h_n), lstm ? output<T>(c_n) : nullptr,

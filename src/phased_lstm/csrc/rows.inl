@@ -283,7 +283,7 @@ class PendingProducts {
 
  private:
   // States kept, in values, and events: what the second-level cache holds.
-  static constexpr int64_t kFloats = 48 * 1024;
+  static constexpr int64_t kFloats = 128 * 1024;
   static constexpr size_t kEvents = 4096;
 
   // drows[g] += sum_e d[e][slots[g]] (states[e] + first), over `width`, for events from .. to.

@@ -34,6 +34,21 @@ inline int64_t valid_steps(const Layer<T>& layer, int64_t row) {
   return layer.lengths ? layer.lengths[row] : layer.steps;
 }
 
+template <typename T>
+inline const int64_t* offsets_of(const Layer<T>& layer, int64_t row) {
+  return layer.events.offsets + (layer.events.shared ? 0 : row * (layer.steps + 1));
+}
+
+// Events of all sequences before `row`, padding left out.
+template <typename T>
+inline int64_t events_before(const Layer<T>& layer, int64_t row) {
+  if (!layer.lengths && layer.events.shared) return row * layer.events.count;
+  if (!layer.lengths) return row < layer.batch ? offsets_of(layer, row)[0] : layer.events.count;
+  int64_t count = 0;
+  for (int64_t n = 0; n < row; ++n) count += offsets_of(layer, n)[layer.lengths[n]] - offsets_of(layer, n)[0];
+  return count;
+}
+
 // The walk over the events of one group of sequences. Slots number the group's sequences.
 template <typename T>
 class Walk {
@@ -53,16 +68,16 @@ class Walk {
     for (int64_t slot = 0; slot < rows; ++slot) {
       valid_[slot] = valid_steps(layer_, first + slot);
       position_[slot] = at_end ? valid_[slot] : 0;
-      const int64_t* offsets = offsets_of(slot);
+      const int64_t* offsets = offsets_of(layer_, first_ + slot);
       total_ += offsets[valid_[slot]] - offsets[0];
     }
     plan();
   }
 
   const std::vector<Tick>& ticks() const { return ticks_; }
-  // Events of the whole walk, and where the group's share of the events begins.
+  // Events of the whole walk, and of all walks before it.
   int64_t total() const { return total_; }
-  int64_t start() const { return layer_.events.shared ? first_ * layer_.events.count : offsets_of(0)[0]; }
+  int64_t start() const { return events_before(layer_, first_); }
 
   // Steps forwards with the sequences of a tick; their events are then events 0 .. count(), by unit, and for equal
   // units by slot.
@@ -118,10 +133,6 @@ class Walk {
   int64_t place(int64_t slot) const { return (first_ + slot) * layer_.steps + step_[slot]; }
 
  private:
-  const int64_t* offsets_of(int64_t slot) const {
-    return layer_.events.offsets + (layer_.events.shared ? 0 : (first_ + slot) * (layer_.steps + 1));
-  }
-
   double time(int64_t slot, int64_t position) const {
     const double time = layer_.times[(first_ + slot) * layer_.steps +
                                      (layer_.reverse ? valid_[slot] - 1 - position : position)];
@@ -171,7 +182,7 @@ class Walk {
       const int slot = __builtin_ctz(rest);
       const int64_t position = forwards ? position_[slot]++ : --position_[slot];
       const int64_t t = layer_.reverse ? valid_[slot] - 1 - position : position;
-      const int64_t* offsets = offsets_of(slot);
+      const int64_t* offsets = offsets_of(layer_, first_ + slot);
       step_[slot] = t;
       first_event_[slot] = offsets[t];
       found_[slot] = offsets[t + 1] - offsets[t];
