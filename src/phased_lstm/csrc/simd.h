@@ -200,9 +200,15 @@ constexpr int64_t padded(int64_t n) {
 // Elementary functions on floats. Their errors are stated with each and tested against doubles. NaN gives NaN.
 
 inline Vec<float> clamp(Vec<float> x, float low, float high) {
-  // The comparisons are written so that a NaN passes.
+  // Written so that a NaN passes: the instructions give their second operand where either is one.
+#if PHASED_LSTM_LANES == 16 && defined(__AVX512F__)
+  return (Vec<float>)_mm512_min_ps(_mm512_set1_ps(high), _mm512_max_ps(_mm512_set1_ps(low), (__m512)x));
+#elif PHASED_LSTM_LANES == 8 && defined(__AVX2__)
+  return (Vec<float>)_mm256_min_ps(_mm256_set1_ps(high), _mm256_max_ps(_mm256_set1_ps(low), (__m256)x));
+#else
   x = splat(low) > x ? splat(low) : x;
   return splat(high) < x ? splat(high) : x;
+#endif
 }
 
 // 1 / x, to 1.2e-7, for x from 1e-37 to 1e37.
