@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.utils.prune
 from test_layers import flatten
 from test_native import PLAIN, TOLERANCES, assert_near, leaves, run
 from torch import Tensor
@@ -479,3 +480,44 @@ def test_the_quick_step_refuses_a_gate_of_another_size() -> None:
     cell.gate = type(other.gate)(12)
     with pytest.raises(ValueError, match="gate is of 12 units, the layer has 13"):
         cell(torch.randn(4, 3), (torch.zeros(4, 13),) * 2, 1.5)
+
+
+@pytest.mark.parametrize("tool", ["prune", "parametrize", "weight_norm"])
+@pytest.mark.parametrize("name", ["bias_ih", "weight_hh", "weight_ih"])
+def test_the_cells_quick_step_minds_what_stands_in_for_a_parameter(tool: str, name: str) -> None:
+    cell = PhasedLSTMCell(3, 8, ratio_on=1.0).eval()
+    with torch.no_grad():
+        cell.bias_ih.fill_(3.0)
+    if tool == "prune":
+        torch.nn.utils.prune.random_unstructured(cell, name, 0.25)
+    elif tool == "parametrize":
+        torch.nn.utils.parametrize.register_parametrization(cell, name, torch.nn.Identity())
+    else:
+        torch.nn.utils.parametrizations.weight_norm(cell, name)
+    x, state = torch.randn(2, 3), (torch.randn(2, 8), torch.randn(2, 8))
+    wanted = cell(x, state, 5.0)
+    with torch.no_grad():
+        assert torch.equal(cell(x, state, 5.0)[0], wanted[0])
+
+
+def test_a_parametrised_gate_works() -> None:
+    rnn = PhasedLSTM(3, 8, batch_first=True)
+    x, times = torch.randn(2, 30, 3), torch.rand(2, 30).cumsum(1)
+    with torch.no_grad():
+        wanted = rnn(x, times=times)[0]
+    torch.nn.utils.parametrize.register_parametrization(rnn.gate_l0, "raw_period", torch.nn.Identity())
+    with torch.no_grad():
+        assert torch.equal(rnn(x, times=times)[0], wanted)
+    rnn(x, times=times)[0].sum().backward()
+
+
+@pytest.mark.parametrize("inputs", [1, 9])
+def test_times_overwritten_before_backward_are_an_error(inputs: int) -> None:
+    """Not even torch sees a write through numpy; the tape then belongs to other events."""
+    rnn = PhasedLSTM(inputs, 64, batch_first=True, ratio_on=1.0)
+    times = torch.arange(100, dtype=torch.float64).repeat(4, 1)
+    times[1::2] += 100
+    output, _ = rnn(torch.randn(4, 100, inputs, requires_grad=True), times=times)
+    times.numpy()[:] = times.roll(1, 0).numpy()
+    with pytest.raises(RuntimeError, match="were times changed between forward and backward"):
+        output.sum().backward()

@@ -139,13 +139,13 @@ class PhasedModule(nn.Module):
         Kept values are used only if the parameters are bit for bit what they were: versions of tensors would
         not tell of writes through `.data`.
         """
-        if not native.keeps_values(gate.raw_period):
+        now = gate.parameters_and_initial_values()
+        if now is None or not native.keeps_values(now[0]):
             return Timing(*gate.values(), None)
         constant = not torch.is_grad_enabled()
         if not constant and gate.raw_ratio_on.requires_grad:
             return Timing(*gate.values(), None)
         kept = self._kept.get(name)
-        now = gate.parameters_and_initial_values()
         origin = int(gate.origin)
         if kept is None or kept.timing.origin != origin or not native.gate_unchanged(kept.parameters, now):
             # Tensors made in inference mode could not serve a later call that trains.

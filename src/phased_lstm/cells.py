@@ -14,6 +14,9 @@ from .functional import check_sequence
 from .gate import PERIOD_INIT_MAX, PERIOD_INIT_MIN
 from .ops import native
 
+_WEIGHTS = {"weight_ih", "weight_hh"}
+_WITH_BIAS = _WEIGHTS | {"bias_ih", "bias_hh"}
+
 # Integers up to here are floats as well.
 _EXACT = 1 << 53
 
@@ -46,11 +49,13 @@ class PhasedCell(PhasedModule):
             or torch.is_grad_enabled()
             or self.backend == "reference"
             or gate.active_leak
-            or not native.keeps_values(gate._parameters["raw_period"])
             or torch.is_autocast_enabled("cpu")
         ):
             return None
         weights = self._parameters
+        if not weights.keys() >= (_WITH_BIAS if self.bias else _WEIGHTS):
+            # Pruned or parametrised: something else stands in for a parameter.
+            return None
         weight_ih: Any = weights["weight_ih"]
         states = hx if self._state_count == 2 else (hx,)
         if type(input) is not Tensor or type(states) is not tuple or len(states) != self._state_count:

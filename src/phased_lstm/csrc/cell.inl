@@ -30,14 +30,15 @@ inline Gate<T> gate_at(Vec<T> phase, Vec<T> ratio, T leak, Oscillation oscillati
     gate.k = one;
     gate.slope = gate.in_ratio = nothing;
   } else {
-    constexpr T turn = T(6.283185307179586476925286766559);
+    // (1 - cos 2x) / 2 = sin^2 x, which does not cancel at the ends.
+    constexpr T half_turn = T(3.1415926535897932384626433832795);
     V sine, cosine;
     for (int i = 0; i < Simd<T>::kLanes; ++i) {
-      sine[i] = std::sin(turn * progress[i]);
-      cosine[i] = std::cos(turn * progress[i]);
+      sine[i] = std::sin(half_turn * progress[i]);
+      cosine[i] = std::cos(half_turn * progress[i]);
     }
-    gate.slope = T(0.5) * turn * sine / ratio;
-    gate.k = T(0.5) - T(0.5) * cosine;
+    gate.slope = 2 * half_turn * sine * cosine / ratio;
+    gate.k = sine * sine;
     gate.in_ratio = -gate.slope * progress;
   }
   const auto open = phase < ratio;

@@ -98,16 +98,22 @@ class Walk {
     return std::copy_n(phase_.data(), count_, tape + count_);
   }
 
-  // Reads back what `keep` wrote.
+  // Reads back what `keep` wrote in this tick. The tape came in through the operator's door, and times may have been
+  // overwritten since: every slot must have the events that its step has.
   void recall(const T* tape) {
+    int64_t seen[kLargestGroup] = {};
     bool known = true;
     for (int64_t e = 0; e < count_; ++e) {
       Code code;
       std::memcpy(&code, tape + e, sizeof code);
       event_[e] = static_cast<uint32_t>(code);
-      known &= unit(e) < layer_.units && slot(e) < rows_;
+      known &= unit(e) < layer_.units;
+      ++seen[slot(e)];
     }
-    if (!known) throw std::invalid_argument("the tape is not that of these events");
+    for (int slot = 0; slot < kLargestGroup; ++slot)
+      known &= seen[slot] == (tick_ >> slot & 1 ? found_[slot] : 0);
+    if (!known)
+      throw std::invalid_argument("the tape is not that of these events; were times changed between forward and backward?");
     std::copy_n(tape + count_, count_, phase_.data());
     for (int64_t e = 0; e < count_; ++e) ratio_[e] = layer_.ratio_on[unit(e)];
   }
@@ -177,6 +183,7 @@ class Walk {
   }
 
   void move(Tick tick, bool forwards) {
+    tick_ = tick;
     count_ = 0;
     for (Tick rest = tick; rest; rest &= rest - 1) {
       const int slot = __builtin_ctz(rest);
@@ -226,6 +233,7 @@ class Walk {
   std::vector<uint32_t> event_;  // unit << kSlotBits | slot
   Buffer<T> phase_, ratio_;
   std::vector<Tick> ticks_;
+  Tick tick_ = 0;  // the present one
   int64_t first_ = 0, rows_ = 0, count_ = 0, total_ = 0;
   int64_t valid_[kLargestGroup], position_[kLargestGroup], step_[kLargestGroup];
   int64_t first_event_[kLargestGroup], found_[kLargestGroup];
