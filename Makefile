@@ -3,7 +3,7 @@
 #   make demo PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 # where the default build of torch would bring GPU libraries that are not wanted. BENCH_ARGS goes to every benchmark:
 #   make bench BENCH_ARGS=--fresh                          measure everything again
-#   make bench BENCH_ARGS=--quick BENCH_OUT=/tmp/bench     tiny sizes, to see that it works
+#   make bench BENCH_ARGS=--quick BENCH_OUT=runs/bench     tiny sizes, to see that it works
 
 PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 	command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
