@@ -84,7 +84,7 @@ def test_cells_have_positive_times(results: Path) -> None:
         assert 0 < point["us"][cell]["median"] <= point["us"][cell]["p99"]
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc, which only Linux has")
 def test_memory_has_peaks(results: Path) -> None:
     points = json.loads((results / "memory.json").read_text())["points"].values()
     assert sum(point["model"] == "nn.LSTM" for point in points) == 2
@@ -95,7 +95,7 @@ def test_memory_has_peaks(results: Path) -> None:
         assert point["extra_mib"] == pytest.approx(point["peak_mib"] - point["before_mib"])
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="memory.py reads /proc")
+@pytest.mark.skipif(sys.platform != "linux", reason="memory.py reads /proc, which only Linux has")
 def test_pictures(results: Path) -> None:
     result = run("report", str(results))
     assert result.returncode == 0, result.stderr
