@@ -19,7 +19,7 @@ using phased_lstm::KernelTable;
 // Sequences that share a read of weights, as many as the registers hold.
 constexpr int kRowBlock = kFloatLanes == 16 ? 4 : 2;
 
-// acc[slots[g]][r] += <rows[g], x[r] + from>, by lanes, over `width`. What stands `ahead` of the rows is wanted next.
+// acc[slots[g]][r] += <rows[g], x[r]>, by lanes, from `from` on over `width`. What stands `ahead` of the rows is wanted next.
 template <typename T, int G, int NR>
 inline void multiply_rows(const T* rows, int64_t stride, int64_t from, int64_t width, const int (&slots)[G],
                           const T* const* x, int64_t ahead, Vec<T> (&acc)[4][NR]) {
@@ -64,7 +64,7 @@ inline void unit_sums(const Packing<T, G>& packing, const T* packed, int64_t u, 
   }
 }
 
-// dx[r] + from += sum_g d[r][slots[g]] (rows[g] + from), over `width`.
+// dx[r] += sum_g d[r][slots[g]] rows[g], from `from` on over `width`.
 template <typename T, int G, int NR>
 inline void spread_rows(const T* rows, int64_t stride, int64_t from, int64_t width, const int (&slots)[G], const T* d,
                         T* const* dx, int64_t ahead) {
@@ -126,11 +126,6 @@ struct Scratch {
   explicit Scratch(int64_t events) : width(padded<T>(events) + padded<T>(4)), data(Columns * width, T(0)) {}
   T* operator[](int column) { return data.data() + column * width; }
 };
-
-template <typename T>
-inline const T* row_of(const T* rows, int64_t row, int64_t width) {
-  return rows ? rows + row * width : nullptr;
-}
 
 template <typename T>
 inline T* row_of(T* rows, int64_t row, int64_t width) {

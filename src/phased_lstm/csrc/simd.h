@@ -23,14 +23,12 @@ template <>
 struct Simd<float> {
   static constexpr int kLanes = kFloatLanes;
   typedef float Vector __attribute__((vector_size(kFloatLanes * 4)));
-  typedef int32_t Mask __attribute__((vector_size(kFloatLanes * 4)));
 };
 
 template <>
 struct Simd<double> {
   static constexpr int kLanes = kFloatLanes / 2;
   typedef double Vector __attribute__((vector_size(kFloatLanes * 4)));
-  typedef int64_t Mask __attribute__((vector_size(kFloatLanes * 4)));
 };
 
 template <typename T>

@@ -1,0 +1,174 @@
+// Times, the time gate, and the open events that come of them, from torch's tensors. For the one file that includes it.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <type_traits>
+#include <vector>
+
+#include "instruction_set.h"
+#include "kernels.h"
+#include "tensors.h"
+
+namespace {
+
+using phased_lstm::Buffer;
+using phased_lstm::EventBlock;
+using phased_lstm::Events;
+using phased_lstm::GateTimes;
+
+// Steps of a row whose events are looked for in one go.
+constexpr int64_t kStepsInBlock = 8192;
+
+// Times as doubles, and for integers what doubles cannot hold of them.
+struct Times {
+  int64_t rows, steps;
+  const double* coarse;
+  const double* residue = nullptr;
+  Times(const Times&) = delete;
+  explicit Times(double time) : rows(1), steps(1), coarse(&alone_), alone_(time) {
+    STD_TORCH_CHECK(std::isfinite(time), "times should be finite");
+  }
+  explicit Times(const Tensor& times) : rows(times.dim() == 2 ? times.size(0) : 1), steps(times.size(times.dim() - 1)) {
+    STD_TORCH_CHECK(times.is_cpu() && times.is_contiguous() && (times.dim() == 1 || times.dim() == 2),
+                    "times should be (L,) or (N, L), contiguous, on the CPU");
+    switch (times.scalar_type()) {
+      case ScalarType::Double: coarse = static_cast<const double*>(times.const_data_ptr()); break;
+      case ScalarType::Float: convert<float>(times); break;
+      case ScalarType::Int: convert<int32_t>(times); break;
+      case ScalarType::Long: convert<int64_t>(times); break;
+      default: STD_TORCH_CHECK(false, "times should be int32, int64, float32 or float64");
+    }
+    bool finite = true;
+    for (int64_t j = 0; j < rows * steps; ++j) finite &= std::isfinite(coarse[j]);
+    STD_TORCH_CHECK(finite, "times should be finite");
+  }
+
+ private:
+  double alone_ = 0.0;
+  Buffer<double> converted_, rest_;
+  template <typename From>
+  void convert(const Tensor& times) {
+    const auto* from = static_cast<const From*>(times.const_data_ptr());
+    converted_.assign(from, from + rows * steps);
+    coarse = converted_.data();
+    if constexpr (std::is_same_v<From, int64_t>) {
+      bool exact = true;
+      for (int64_t j = 0; j < rows * steps; ++j) {
+        STD_TORCH_CHECK(std::fabs(coarse[j]) < 0x1p63, "integer times should be within 2**62 of zero");
+        exact &= static_cast<int64_t>(coarse[j]) == from[j];
+      }
+      if (exact) return;
+      rest_.resize(rows * steps);
+      for (int64_t j = 0; j < rows * steps; ++j)
+        rest_[j] = static_cast<double>(from[j] - static_cast<int64_t>(coarse[j]));
+      residue = rest_.data();
+    }
+  }
+};
+
+// The time gate's tensors.
+struct GateOf {
+  const double *period, *shift, *ratio_on;
+  GateOf(const Tensor& period_, const Tensor& shift_, const Tensor& ratio_on_, int64_t units)
+      : period(pointer<double>(period_, "period", {units})),
+        shift(pointer<double>(shift_, "shift", {units})),
+        ratio_on(pointer<double>(ratio_on_, "ratio_on", {units})) {
+    for (int64_t u = 0; u < units; ++u)
+      STD_TORCH_CHECK(period[u] > 0.0 && std::isfinite(period[u]) && std::isfinite(shift[u]) && ratio_on[u] > 0.0 &&
+                          ratio_on[u] <= 1.0,
+                      "unit ", u, ": period should be positive and finite, shift finite, ratio_on in (0, 1]; got ",
+                      period[u], ", ", shift[u], " and ", ratio_on[u]);
+  }
+};
+
+// The open events of every row of times; phases are of type T. They lie in tensors when they are to be returned.
+template <typename T>
+class FoundEvents {
+ public:
+  MaybeTensor offsets, units, phases;
+
+  // `like`: a tensor on the device, or null to hold the events in memory of its own.
+  FoundEvents(const Tensor* like, const Times& times, const GateOf& of, int64_t hidden, bool all_open) {
+    const int64_t rows = times.rows, steps = times.steps;
+    const GateTimes gate{times.coarse, times.residue, rows, steps, hidden, of.period, of.shift, of.ratio_on, all_open};
+    const int64_t blocks_in_row = (steps + kStepsInBlock - 1) / kStepsInBlock;
+    std::vector<EventBlock> found(rows * blocks_in_row);
+    int64_t* counts = room<int64_t>(like, {rows, steps + 1}, offsets, own_offsets_);
+    spread(static_cast<int64_t>(found.size()), [&](int64_t begin, int64_t end) {
+      for (int64_t block = begin; block < end; ++block) {
+        const int64_t row = block / blocks_in_row, first = block % blocks_in_row * kStepsInBlock;
+        kernels().find_events(gate, row, first, std::min(steps, first + kStepsInBlock), counts + row * (steps + 1) + 1,
+                              found[block]);
+      }
+    });
+    // counts[t + 1] of a row holds the events of step t; running sums make them offsets into all events.
+    int64_t total = 0;
+    for (int64_t row = 0; row < rows; ++row) {
+      int64_t* of_row = counts + row * (steps + 1);
+      of_row[0] = total;
+      for (int64_t t = 1; t <= steps; ++t) of_row[t] = total += of_row[t];
+    }
+    int32_t* unit_data = room<int32_t>(like, {total}, units, own_units_);
+    T* phase_data = room<T>(like, {total}, phases, own_phases_);
+    std::vector<int64_t> starts(found.size());
+    for (size_t block = 1; block < found.size(); ++block)
+      starts[block] = starts[block - 1] + static_cast<int64_t>(found[block - 1].units.size());
+    spread(static_cast<int64_t>(found.size()), [&](int64_t begin, int64_t end) {
+      for (int64_t block = begin; block < end; ++block) {
+        std::copy(found[block].units.begin(), found[block].units.end(), unit_data + starts[block]);
+        std::copy(found[block].phases.begin(), found[block].phases.end(), phase_data + starts[block]);
+        found[block] = EventBlock();
+      }
+    });
+    events = {counts, unit_data, phase_data, total, rows == 1};
+  }
+
+  Events<T> events;
+
+ private:
+  Buffer<int64_t> own_offsets_;
+  Buffer<int32_t> own_units_;
+  Buffer<T> own_phases_;
+
+  template <typename V>
+  static V* room(const Tensor* like, std::vector<int64_t> shape, MaybeTensor& tensor, Buffer<V>& own) {
+    if (like) return output<V>(tensor.emplace(blank<V>(*like, shape)));
+    int64_t size = 1;
+    for (const int64_t part : shape) size *= part;
+    own.resize(size);
+    return own.data();
+  }
+};
+
+// Events that came in through the operator's door are checked before they index anything.
+template <typename T>
+Events<T> checked_events(const Tensor& offsets, const Tensor& event_units, const Tensor& phases, int64_t batch,
+                         int64_t steps, int64_t hidden) {
+  STD_TORCH_CHECK(offsets.dim() == 2 && event_units.dim() == 1, "events should be offsets (R, L + 1), units (E,)");
+  const int64_t rows = offsets.size(0), count = event_units.size(0);
+  STD_TORCH_CHECK(rows == 1 || rows == batch, "events should have 1 row or one for each sequence");
+  check(offsets, "offsets", ScalarType::Long, {rows, steps + 1});
+  check(event_units, "units", ScalarType::Int, {count});
+  const auto* starts = static_cast<const int64_t*>(offsets.const_data_ptr());
+  STD_TORCH_CHECK(rows == 0 ? count == 0 : starts[0] == 0 && starts[rows * (steps + 1) - 1] == count,
+                  "offsets should span all events");
+  bool rising = true;
+  for (int64_t j = 1; j < rows * (steps + 1); ++j) {
+    const int64_t found = starts[j] - starts[j - 1];
+    rising &= found >= 0 && found <= (j % (steps + 1) == 0 ? 0 : hidden);
+  }
+  STD_TORCH_CHECK(rising, "offsets should rise by at most H a step");
+  const auto* units = static_cast<const int32_t*>(event_units.const_data_ptr());
+  bool inside = true;
+  for (int64_t e = 0; e < count; ++e) inside &= static_cast<uint32_t>(units[e]) < static_cast<uint64_t>(hidden);
+  STD_TORCH_CHECK(inside, "units should be from 0 to H - 1");
+  // Within a step each unit comes once, in order: a state is written once for each event.
+  bool ordered = true;
+  for (int64_t j = 1; j < rows * (steps + 1); ++j)
+    for (int64_t e = starts[j - 1] + 1; e < starts[j]; ++e) ordered &= units[e - 1] < units[e];
+  STD_TORCH_CHECK(ordered, "units should rise within a step");
+  return {starts, units, pointer<T>(phases, "phases", {count}), count, rows == 1};
+}
+
+}  // namespace
