@@ -20,7 +20,7 @@ from test_native import PLAIN, TOLERANCES, assert_near, leaves, run
 from torch import Tensor, nn
 from torch.distributed import TCPStore
 
-from phased_lstm import PhasedGRU, PhasedLSTM
+from phased_lstm import PhasedGRU, PhasedLSTM, PhasedLSTMCell
 from phased_lstm.ops import native
 
 pytestmark = pytest.mark.skipif(bool(native.missing()), reason=f"native kernels: {native.missing()}")
@@ -404,3 +404,25 @@ def test_autocast_rounds_as_the_reference_does(phased: Any, shared: bool) -> Non
         exact = flatten(rnn(x, times=times))[0]
     # The rounding is there.
     assert (exact - found[0][0][0]).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("lstm", [True, False])
+@pytest.mark.parametrize("rows", [None, 3])
+def test_opcheck_of_the_step(lstm: bool, rows: int | None) -> None:
+    lead = () if rows is None else (rows,)
+    gates, one = 4 if lstm else 3, torch.ones(5, dtype=torch.float64)
+    h = torch.randn(*lead, 5)
+    weights = (torch.randn(gates * 5, 2), torch.randn(gates * 5, 5), torch.randn(gates * 5), torch.randn(gates * 5))
+    operands = (torch.randn(*lead, 2), 0.5, h, h.clone() if lstm else None, *weights, None, one * 7, one, one * 0.5, 0)
+    torch.library.opcheck(torch.ops.phased_lstm.step.default, operands)
+
+
+def test_strided_parameters_of_a_cell_are_as_good_as_dense_ones() -> None:
+    cell = PhasedLSTMCell(3, 5, ratio_on=1.0).eval()
+    x, state = torch.randn(2, 3), (torch.randn(2, 5), torch.randn(2, 5))
+    with torch.no_grad():
+        wanted = cell(x, state, 1.0)
+        for parameter in (cell.weight_ih, cell.weight_hh, cell.bias_ih, cell.bias_hh):
+            parameter.data = torch.stack([parameter, parameter], -1)[..., 0]
+            assert not parameter.is_contiguous()
+        assert torch.equal(cell(x, state, 1.0)[0], wanted[0])

@@ -143,9 +143,10 @@ def step(
 ) -> tuple[Tensor, ...]:
     """One step at one time without autograd: input (N, H_in) or (H_in,), states (N, H) or (H,), gate in float64."""
     h, c = states if len(states) == 2 else (states[0], None)
+    dense = (None if tensor is None else tensor.contiguous() for tensor in (weight_ih, weight_hh, bias_ih, bias_hh))
     new_h, new_c = torch.ops.phased_lstm.step.default(
-        input.contiguous(), time, h.contiguous(), None if c is None else c.contiguous(), weight_ih.contiguous(),
-        weight_hh.contiguous(), bias_ih, bias_hh, peephole, period, shift, ratio_on, OSCILLATIONS.index(oscillation),
+        input.contiguous(), time, h.contiguous(), None if c is None else c.contiguous(), *dense, peephole,
+        period, shift, ratio_on, OSCILLATIONS.index(oscillation),
     )  # fmt: skip
     return (new_h,) if c is None else (new_h, new_c)
 
@@ -231,14 +232,13 @@ def _backward(
     input, times, lengths, _, c0, *weights = operands
     leak, oscillation, reverse, return_sequence, _ = ctx.options
     need_input, need_times = ctx.needs_input_grad[:2]
-    blank = torch.zeros_like(h_n)
+    in_h_n, in_c_n = (torch.zeros_like(h_n) if grad is None else grad.contiguous() for grad in (grad_h_n, grad_c_n))
     (
         in_input, in_h0, in_c0, in_weight_ih, in_weight_hh, in_bias_ih, in_bias_hh, in_peephole, in_gate, in_times
     ) = torch.ops.phased_lstm.layer_backward(
         input, times, lengths, *weights, leak, oscillation, reverse, h_n, tape, *events,
         grad_output.contiguous() if grad_output is not None and return_sequence else None,
-        blank if grad_h_n is None else grad_h_n.contiguous(),
-        None if c0 is None else blank if grad_c_n is None else grad_c_n.contiguous(), need_times, need_input,
+        in_h_n, None if c0 is None else in_c_n, need_times, need_input,
     )  # fmt: skip
     if need_times:
         in_times = (in_times if times.dim() == 2 else in_times.sum(0)).to(times.dtype)
@@ -288,9 +288,13 @@ def _register_rules() -> None:
         return_sequence, keep_tape = rest[-2:]
         batch, steps, _ = input.shape
         hidden = h0.shape[1]
-        entries, events = (torch.library.get_ctx().new_dynamic_size() for _ in "ab") if keep_tape else (0, 0)
         rows = times.shape[0] if times.dim() == 2 else 1
-        fields = torch.library.get_ctx().new_dynamic_size(min=5, max=8) if keep_tape else 0
+        entries: Any = 0
+        fields: Any = 0
+        events: Any = 0
+        if keep_tape:
+            context = torch.library.get_ctx()
+            entries, fields, events = context.new_dynamic_size(), context.new_dynamic_size(), context.new_dynamic_size()
         return (
             input.new_empty((batch if return_sequence else 0, steps, hidden)),
             input.new_empty((batch, hidden)),
@@ -300,6 +304,10 @@ def _register_rules() -> None:
             input.new_empty((events,), dtype=torch.int32),
             input.new_empty((events,)),
         )
+
+    @torch.library.register_fake("phased_lstm::step")  # type: ignore[untyped-decorator]
+    def _step_shapes(input: Tensor, time: float, h: Tensor, c: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor]:
+        return torch.empty_like(h), input.new_empty((0,)) if c is None else torch.empty_like(c)
 
     @torch.library.register_fake("phased_lstm::layer_backward")  # type: ignore[untyped-decorator]
     def _layer_backward_shapes(
