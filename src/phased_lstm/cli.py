@@ -77,6 +77,34 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     plot.add_argument("--out", type=Path, help="folder for the pictures (default: the first RUN)")
     plot.set_defaults(command=_plot)
 
+    run_help = "Run an experiment of the paper or of later ones, variant by variant and seed by seed."
+    run = commands.add_parser("experiment", help=run_help, description=run_help)
+    run.add_argument("name", nargs="?", metavar="NAME", help="which one; --list tells them")
+    run.add_argument("--list", action="store_true", help="list the experiments and their variants")
+    run.add_argument(
+        "--quick", action="store_true", help="small sizes and one seed: shows the trend in a minute or two"
+    )
+    run.add_argument("--variants", nargs="+", metavar="VARIANT", help="only these rows")
+    run.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="only these seeds (default: the protocol's)")
+    run.add_argument("--steps", type=int, help="training steps of each run (default: the protocol's)")
+    run.add_argument(
+        "--out",
+        type=Path,
+        help="folder of the runs; finished ones are kept, begun ones go on (default: runs/experiments/NAME)",
+    )
+    run.add_argument("--results", type=Path, help="folder of summary.json and pictures (default: that of the runs)")
+    run.add_argument("--summary-only", action="store_true", help="train nothing, gather what is finished")
+    run.add_argument(
+        "--time",
+        type=int,
+        default=0,
+        metavar="ROUNDS",
+        help="first time a training step of each variant, in turns, so many times",
+    )
+    run.add_argument("--threads", type=int, default=0, help="CPU threads, 0 for torch's choice")
+    run.add_argument("--quiet", action="store_true", help="no progress bars")
+    run.set_defaults(command=_experiment)
+
     info_help = "Show versions and which backends can be used here."
     commands.add_parser("info", help=info_help, description=info_help).set_defaults(command=_info)
     return parser
@@ -133,6 +161,41 @@ def _demo(options: argparse.Namespace) -> int:
     from .experiments import demo
 
     return demo.run(options.out, steps=options.steps, threads=options.threads, progress=not options.quiet)
+
+
+def _experiment(options: argparse.Namespace) -> int:
+    from .experiments import registry
+
+    if options.list:
+        for name in registry.MODULES:
+            made = registry.find(name)
+            print(f"{name}: {made.title}\n    {', '.join(variant.name for variant in made.variants(False))}")
+        return 0
+    if options.name is None:
+        raise RunError(f"name an experiment: {', '.join(registry.MODULES)}")
+    experiment = registry.find(options.name)
+
+    import torch
+
+    from .experiments import runner
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    out = options.out or Path("runs/experiments") / (options.name + ("-quick" if options.quick else ""))
+    results = options.results or out
+    if options.time:
+        runner.time_steps(experiment, out, quick=options.quick, variants=options.variants, rounds=options.time)
+    if not options.summary_only and not runner.run(
+        experiment, out, quick=options.quick, variants=options.variants, seeds=options.seeds, steps=options.steps,
+        progress=not options.quiet,
+    ):  # fmt: skip
+        print("interrupted; the same command goes on")
+        return _INTERRUPTED
+    summary = runner.summarise(experiment, out, results, quick=options.quick)
+    print(f"{experiment.title}\n\n{runner.table(summary)}\n")
+    for path in (results / runner.SUMMARY, *experiment.figures(summary, results)):
+        print(path)
+    return 0
 
 
 def _plot(options: argparse.Namespace) -> int:

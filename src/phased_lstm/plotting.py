@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import statistics
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ _COLOURS = {
     "PhasedLSTMCell": "#D55E00", "BasicLSTMCell": "#0072B2", "PhasedGRUCell": "#CC79A7", "GRUCell": "#009E73",
 }  # fmt: skip
 _SPARE_COLOURS = ("#E69F00", "#56B4E9", "#000000", "#F0E442")
+_PALETTE = (*_COLOURS.values(), *_SPARE_COLOURS)
 _GATE_UNITS = 8
 _COLUMNS = ("step", "train_loss", "train_accuracy", "test_loss", "test_accuracy")
 
@@ -88,6 +91,117 @@ def _curves(logs: dict[Path, Any], names: dict[Path, str], labels: dict[Path, st
     axes.grid(alpha=0.25)
     axes.legend(fontsize="small")
     return figure
+
+
+def plot_summary(
+    summary: Mapping[str, Any], path: Path, key: str | None = None, label: str | None = None, *, log: bool = False
+) -> Path:
+    """Draw an experiment's learning curves: the mean over seeds, and a band of one standard deviation.
+
+    Args:
+        summary: from `experiments.runner.summarise`.
+        path: the picture.
+        key: what to draw; default the experiment's metric.
+        label: of the axis; default the metric's.
+        log: whether its axis is logarithmic.
+
+    Raises:
+        RunError: the picture cannot be written.
+    """
+    key, label = key or summary["metric"]["key"], label or summary["metric"]["label"]
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    for row, colour in zip(summary["rows"], _row_colours(summary["rows"]), strict=False):
+        curves = [curve for curve in row["curves"] if key in curve]
+        if not curves:
+            continue
+        count = min(len(curve["step"]) for curve in curves)
+        epochs = [step / summary["epoch_steps"] for step in curves[0]["step"][:count]]
+        columns = list(zip(*(curve[key][:count] for curve in curves), strict=True))
+        means = [statistics.fmean(column) for column in columns]
+        seeds = "1 seed" if len(curves) == 1 else f"{len(curves)} seeds"
+        axes.plot(epochs, means, color=colour, linewidth=1.8, label=f"{row['variant']} ({seeds})")
+        if len(curves) > 1:
+            spreads = [statistics.stdev(column) for column in columns]
+            low = [mean - spread for mean, spread in zip(means, spreads, strict=True)]
+            high = [mean + spread for mean, spread in zip(means, spreads, strict=True)]
+            axes.fill_between(epochs, low, high, color=colour, alpha=0.2, linewidth=0)
+    axes.set_xlabel("epoch")
+    axes.set_ylabel(label)
+    if log:
+        axes.set_yscale("log")
+    axes.set_title(summary["title"], fontsize="medium", wrap=True)
+    axes.grid(alpha=0.25)
+    axes.legend(fontsize="small")
+    return _save(figure, path)
+
+
+def plot_bars(groups: Mapping[str, Mapping[str, tuple[float, float]]], path: Path, *, label: str, title: str) -> Path:
+    """Draw groups of bars with error bars.
+
+    Args:
+        groups: for each group on the axis, by series: mean and standard deviation.
+        path: the picture.
+        label: of the axis of values.
+        title: of the picture.
+
+    Raises:
+        RunError: the picture cannot be written.
+    """
+    series = list(dict.fromkeys(name for bars in groups.values() for name in bars))
+    width = 0.8 / max(1, len(series))
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    for index, (name, colour) in enumerate(zip(series, _PALETTE * (1 + len(series)), strict=False)):
+        places = [place for place, bars in enumerate(groups.values()) if name in bars]
+        values = [bars[name] for bars in groups.values() if name in bars]
+        axes.bar(
+            [place + (index - (len(series) - 1) / 2) * width for place in places], [mean for mean, _ in values],
+            width=width * 0.92, yerr=[spread for _, spread in values], capsize=3, color=colour, label=name,
+        )  # fmt: skip
+    axes.set_xticks(range(len(groups)), list(groups))
+    axes.set_ylabel(label)
+    axes.set_title(title, fontsize="medium", wrap=True)
+    axes.grid(alpha=0.25, axis="y")
+    axes.legend(fontsize="small")
+    return _save(figure, path)
+
+
+def plot_tradeoff(
+    points: Mapping[str, list[tuple[str, float, float, float]]], path: Path, *, x: str, y: str, title: str
+) -> Path:
+    """Draw points in the plane of cost and quality, joined within a series, each with its name.
+
+    Args:
+        points: by series: name, cost, mean and standard deviation of the quality of each point.
+        path: the picture.
+        x: label of the axis of cost.
+        y: label of the axis of quality.
+        title: of the picture.
+
+    Raises:
+        RunError: the picture cannot be written.
+    """
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.add_subplot()
+    for (name, row), colour in zip(points.items(), _PALETTE * (1 + len(points)), strict=False):
+        costs, means, spreads = ([point[index] for point in row] for index in (1, 2, 3))
+        axes.errorbar(costs, means, yerr=spreads, color=colour, marker="o", capsize=3, linewidth=1.2, label=name)
+        for text, cost, mean, _ in row:
+            axes.annotate(text, (cost, mean), xytext=(5, 5), textcoords="offset points", fontsize="x-small")
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.set_title(title, fontsize="medium", wrap=True)
+    axes.grid(alpha=0.25)
+    axes.legend(fontsize="small")
+    return _save(figure, path)
+
+
+def _row_colours(rows: list[Mapping[str, Any]]) -> list[str]:
+    """A colour for each row: a cell's own where a row has its name, else the palette's in turn."""
+    if all(row["variant"] in _COLOURS for row in rows):
+        return [_COLOURS[row["variant"]] for row in rows]
+    return [colour for _, colour in zip(rows, _PALETTE * (1 + len(rows)), strict=False)]
 
 
 def _gate(tensors: dict[str, Any], label: str, name: str) -> Figure:

@@ -107,7 +107,7 @@ class MnistTask:
             )
         torch.manual_seed(config.seed)
         self.config = config
-        self.digits = digits
+        self.digits = permuted(digits) if config.permuted else digits
         self.model = SequenceClassifier(config)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=config.lr)
         self._epoch: tuple[int, Tensor] = (-1, torch.empty(0))
@@ -158,6 +158,12 @@ class MnistTask:
             generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + epoch)
             self._epoch = (epoch, torch.randperm(len(self.digits.train_labels), generator=generator))
         return self._epoch[1][index * self.config.batch_size : (index + 1) * self.config.batch_size]
+
+
+def permuted(digits: Digits) -> Digits:
+    """Return the digits with their pixels in another order, drawn once and for all (seed 0 of torch's generator)."""
+    order = torch.randperm(STEPS, generator=torch.Generator().manual_seed(0))
+    return digits._replace(train_images=digits.train_images[:, order], test_images=digits.test_images[:, order])
 
 
 def learning_rate(config: MnistConfig, step: int) -> float:

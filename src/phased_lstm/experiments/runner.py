@@ -1,0 +1,264 @@
+"""Runs an experiment: variants times seeds, each in a folder of its own that survives being killed, and a summary."""
+
+from __future__ import annotations
+
+import math
+import platform
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import __version__
+from ..errors import RunError
+from ..ops import native
+from ..training.checkpoints import save_model
+from ..training.loop import train
+from ..training.runs import CHECKPOINT, CONFIG, MODEL, RESULTS, RunFolder, read_json, read_log
+from .base import Experiment, ExperimentTask, Metric, Schedule, Variant
+
+SUMMARY = "summary.json"
+TIMING = "timing.json"
+
+
+def run(
+    experiment: Experiment,
+    out: Path,
+    *,
+    quick: bool = False,
+    variants: Sequence[str] | None = None,
+    seeds: Sequence[int] | None = None,
+    steps: int | None = None,
+    progress: bool = True,
+) -> bool:
+    """Train what is not trained yet, seed by seed, so that every variant has one before any has two.
+
+    Args:
+        experiment: what to run.
+        out: its folder; a run's is `out/VARIANT/seedK`. Finished runs stay as they are, others go on.
+        quick: the small variants that show the trend.
+        variants: names of those to run; None for all.
+        seeds: None for the experiment's.
+        steps: training steps instead of the variants' own; fewer than the protocol's are named in the summary.
+        progress: show progress bars.
+
+    Returns:
+        True when all is trained, False when interrupted.
+
+    Raises:
+        RunError: an unknown variant, or a folder that cannot be used.
+        DataError: data are missing.
+    """
+    schedule = experiment.quick_schedule if quick else experiment.schedule
+    for seed in schedule.seeds if seeds is None else seeds:
+        for variant in _chosen(experiment, quick, variants):
+            if not _run_one(experiment, variant, seed, out, schedule, steps, progress):
+                return False
+    return True
+
+
+def time_steps(experiment: Experiment, out: Path, *, quick: bool, variants: Sequence[str] | None, rounds: int) -> None:
+    """Time a training step of every variant in turns, in this process, and write the medians to `out/timing.json`."""
+    chosen = _chosen(experiment, quick, variants)
+    tasks = [experiment.task(variant, 0) for variant in chosen]
+    seconds: list[list[float]] = [[] for _ in chosen]
+    for round_ in range(rounds + 1):
+        for task, measured in zip(tasks, seconds, strict=True):
+            started = time.perf_counter()
+            task.train_step(round_)
+            measured.append(time.perf_counter() - started)
+    schedule = experiment.quick_schedule if quick else experiment.schedule
+    rows = {
+        # The first step warms up.
+        variant.name: {
+            "seconds_per_step": statistics.median(measured[1:]),
+            "seconds_per_epoch": statistics.median(measured[1:]) * schedule.epoch_steps,
+        }
+        for variant, measured in zip(chosen, seconds, strict=True)
+    }
+    folder = RunFolder(out, ("step",))
+    out.mkdir(parents=True, exist_ok=True)
+    folder.write_json(TIMING, {"rounds": rounds, "threads": torch.get_num_threads(), "rows": rows})
+
+
+def summarise(experiment: Experiment, out: Path, results: Path, *, quick: bool = False) -> dict[str, Any]:
+    """Gather finished runs under `out` into `results/summary.json`: every seed, mean and standard deviation.
+
+    Args:
+        experiment: what was run.
+        out: folder of the runs.
+        results: folder of the summary.
+        quick: whether the quick variants were run.
+
+    Returns:
+        The summary: "experiment", "title", "metric", "rows" (for each variant with a finished run its settings,
+        steps, protocol_steps, protocol_seeds, runs, mean, sd, curve, published) and "timing", if measured.
+
+    Raises:
+        RunError: no run is finished.
+    """
+    schedule = experiment.quick_schedule if quick else experiment.schedule
+    rows = [
+        row
+        for variant in experiment.variants(quick)
+        if (row := _row(experiment, variant, out / variant.name, schedule)) is not None
+    ]
+    if not rows:
+        raise RunError(f"{out} has no finished run of {experiment.name}")
+    summary: dict[str, Any] = {
+        "experiment": experiment.name,
+        "title": experiment.title,
+        "command": f"phased-lstm experiment {experiment.name}" + (" --quick" if quick else ""),
+        "metric": vars(experiment.metric),
+        "epoch_steps": schedule.epoch_steps,
+        "rows": rows,
+    }
+    if (out / TIMING).exists():
+        summary["timing"] = read_json(out / TIMING)
+    results.mkdir(parents=True, exist_ok=True)
+    RunFolder(results, ("step",)).write_json(SUMMARY, summary)
+    return summary
+
+
+def table(summary: Mapping[str, Any]) -> str:
+    """Format a summary as a Markdown table, a row a variant."""
+    metric = Metric(**summary["metric"])
+    timing = summary.get("timing", {}).get("rows", {})
+    lines = [
+        f"| variant | published | ours: {metric.label} | seeds | steps | openness | updates per unit | s / epoch |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in summary["rows"]:
+        mean = row["mean"]
+        short = "" if row["steps"] >= row["protocol_steps"] else f" of {row['protocol_steps']}"
+        seeds = f"{len(row['runs'])}" + (
+            "" if len(row["runs"]) >= row["protocol_seeds"] else f" of {row['protocol_seeds']}"
+        )
+        value = metric.show(mean[metric.key])
+        if len(row["runs"]) > 1:
+            value += " ± " + metric.show(row["sd"][metric.key]).replace(" %", "")
+        cells = [
+            row["variant"], row["published"], value, seeds, f"{row['steps']}{short}",
+            f"{100 * mean['openness']:.1f} %" if "openness" in mean else "",
+            f"{mean['updates_per_unit']:.1f}" if "updates_per_unit" in mean else "",
+            f"{timing[row['variant']]['seconds_per_epoch']:.2f}" if row["variant"] in timing else "",
+        ]  # fmt: skip
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _chosen(experiment: Experiment, quick: bool, names: Sequence[str] | None) -> list[Variant]:
+    variants = experiment.variants(quick)
+    known = [variant.name for variant in variants]
+    unknown = [name for name in names or () if name not in known]
+    if unknown:
+        raise RunError(f"{experiment.name} has no variant {', '.join(unknown)}; it has {', '.join(known)}")
+    return [variant for variant in variants if names is None or variant.name in names]
+
+
+def _run_one(
+    experiment: Experiment,
+    variant: Variant,
+    seed: int,
+    out: Path,
+    schedule: Schedule,
+    steps: int | None,
+    progress: bool,
+) -> bool:
+    wanted = variant.steps if steps is None else steps
+    if variant.fixed_length and wanted != variant.steps:
+        raise RunError(
+            f"{variant.name} lowers its learning rate over {variant.steps} steps: leave --steps out, or choose others "
+            f"with --variants"
+        )
+    folder = RunFolder(out / variant.name / f"seed{seed}", experiment.columns)
+    config = {
+        "experiment": experiment.name, "variant": variant.name, "seed": seed, "settings": dict(variant.settings),
+    }  # fmt: skip
+    exists = folder.file(CONFIG).exists()
+    if exists and read_json(folder.file(CONFIG)) != config:
+        raise RunError(f"{folder.path} holds a run with other settings; remove it, or choose another --out")
+    if folder.file(RESULTS).exists() and read_json(folder.file(RESULTS))["steps"] >= wanted:
+        return True
+    task = experiment.task(variant, seed)
+    if exists:
+        folder.lock()
+    else:
+        folder.start(config, overwrite=False)
+    try:
+        finished = train(
+            task, folder, steps=wanted, test_every=schedule.test_every, checkpoint_every=schedule.checkpoint_every,
+            resume=exists, progress=progress, label=f"{experiment.name} {variant.name} seed {seed}",
+        )  # fmt: skip
+        if finished:
+            folder.write_json(RESULTS, _results(task, folder, wanted))
+            save_model(folder.file(MODEL), task.model, config)
+            # It holds nothing that a reader of results needs, and is twice the model's size.
+            if wanted >= variant.steps:
+                folder.file(CHECKPOINT).unlink(missing_ok=True)
+        return finished
+    finally:
+        folder.close()
+
+
+def _results(task: ExperimentTask, folder: RunFolder, steps: int) -> dict[str, Any]:
+    rows = read_log(folder.path)
+    recent = rows[-100:]
+    averages = {
+        f"{name}_last_100": statistics.fmean(float(row[name]) for row in recent)
+        for name in ("train_loss", "train_accuracy")
+        if name in rows[0] and all(row[name] for row in recent)
+    }
+    return {
+        "steps": steps,
+        **averages,
+        **task.finish(),
+        "parameters": sum(parameter.numel() for parameter in task.model.parameters()),
+        "seconds_per_step": statistics.median(float(row["seconds"]) for row in rows),
+        "threads": torch.get_num_threads(),
+        "versions": {"phased_lstm": __version__, "torch": torch.__version__, "python": platform.python_version()},
+        "backend": native.missing() or f"native, {native.instruction_set()}",
+    }
+
+
+def _row(experiment: Experiment, variant: Variant, folder: Path, schedule: Schedule) -> dict[str, Any] | None:
+    finished = sorted(folder.glob(f"seed*/{RESULTS}"), key=lambda path: int(path.parent.name.removeprefix("seed")))
+    if not finished:
+        return None
+    runs = [{"seed": int(path.parent.name.removeprefix("seed"))} | read_json(path) for path in finished]
+    numbers = [
+        name for name, value in runs[0].items() if isinstance(value, (int, float)) and name not in ("seed", "steps")
+    ]
+    means = {name: statistics.fmean(run[name] for run in runs) for name in numbers}
+    deviations = {name: statistics.stdev(run[name] for run in runs) if len(runs) > 1 else math.nan for name in numbers}
+    return {
+        "variant": variant.name,
+        "published": experiment.published.get(variant.name, ""),
+        "settings": dict(variant.settings),
+        "steps": min(run["steps"] for run in runs),
+        "protocol_steps": variant.steps,
+        "protocol_seeds": len(schedule.seeds),
+        "runs": runs,
+        "mean": means,
+        "sd": {name: value for name, value in deviations.items() if not math.isnan(value)},
+        "curves": [_curve(path.parent) for path in finished],
+    }
+
+
+def _curve(folder: Path) -> dict[str, list[float]]:
+    """Tested figures over the steps; training figures as means since the test before."""
+    curve: dict[str, list[float]] = {}
+    gathered: dict[str, list[float]] = {}
+    for row in read_log(folder):
+        values = {name: float(value) for name, value in row.items() if value}
+        for name, value in values.items():
+            gathered.setdefault(name, []).append(value)
+        if any(name.startswith("test_") for name in values):
+            for name, means in gathered.items():
+                curve.setdefault(name, []).append(values["step"] if name == "step" else statistics.fmean(means))
+            gathered.clear()
+    curve.pop("learning_rate", None)
+    return {name: values for name, values in curve.items() if len(values) == len(curve["step"])}
