@@ -95,6 +95,12 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     run.add_argument("--results", type=Path, help="folder of summary.json and pictures (default: that of the runs)")
     run.add_argument("--summary-only", action="store_true", help="train nothing, gather what is finished")
     run.add_argument(
+        "--report",
+        type=Path,
+        metavar="FOLDER",
+        help="only make the tables of FOLDER/RESULTS.md anew from its summaries",
+    )
+    run.add_argument(
         "--time",
         type=int,
         default=0,
@@ -170,6 +176,11 @@ def _experiment(options: argparse.Namespace) -> int:
         for name in registry.MODULES:
             made = registry.find(name)
             print(f"{name}: {made.title}\n    {', '.join(variant.name for variant in made.variants(False))}")
+        return 0
+    if options.report is not None:
+        from .experiments import report
+
+        print(report.refresh(options.report))
         return 0
     if options.name is None:
         raise RunError(f"name an experiment: {', '.join(registry.MODULES)}")
