@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 MODULES = {
     "mnist-historic": "mnist_rows",
     "mnist-recommended": "mnist_rows",
+    "mnist-large": "mnist_rows",
+    "psmnist": "mnist_rows",
 }
 
 
