@@ -1,0 +1,178 @@
+"""N-MNIST: handwritten digits as an event camera saw them (Orchard, Jayawant, Cohen and Thakor, 2015)."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..errors import DataError
+
+SIDE = 34
+PARTS = ("Train", "Test")
+
+_EVENT_BYTES = 5
+_SOURCE = "https://www.garrickorchard.com/datasets/n-mnist"
+
+
+class Recordings(NamedTuple):
+    """Event-camera recordings, one after the other; recording n has the events offsets[n] to offsets[n + 1].
+
+    Attributes:
+        x: (S,) uint8, column of each event's pixel, 0 to 33.
+        y: (S,) uint8, its row, 0 to 33.
+        polarity: (S,) uint8, 1 where the pixel grew brighter, 0 where darker.
+        times: (S,) int64, microseconds since the recording began; they never decrease within a recording.
+        offsets: (N + 1,) int64.
+        labels: (N,) int64, 0 to 9.
+    """
+
+    x: Tensor
+    y: Tensor
+    polarity: Tensor
+    times: Tensor
+    offsets: Tensor
+    labels: Tensor
+
+
+class EventDigits(NamedTuple):
+    """A split data set of recordings, each part in the order of its file names."""
+
+    train: Recordings
+    test: Recordings
+
+
+def load(name: str, data_dir: str | Path | None = None) -> EventDigits:
+    """Load N-MNIST from files of the official format and layout.
+
+    In the folder are Train/DIGIT/NUMBER.bin and Test/DIGIT/NUMBER.bin, or zip archives of that layout (Train.zip
+    and Test.zip as published, or one with both), which are read without being unpacked.
+
+    Args:
+        name: "nmnist", the whole set, or "nmnist-small", a subset: the folder in `$PHASED_LSTM_DATA`.
+        data_dir: a folder of any other place.
+
+    Raises:
+        DataError: an unknown name; nothing there (the message says where the files come from and belong); or a file
+            that is not what it should be, which it names.
+    """
+    if name not in ("nmnist", "nmnist-small"):
+        raise DataError(f"data should be nmnist or nmnist-small, got {name!r}")
+    folder = _folder(name, data_dir)
+    if _unpacked(folder):
+        return EventDigits(*(_part(folder, part, _in_folder(folder, part)) for part in PARTS))
+    archives = sorted(folder.glob("*.zip"))
+    parts = {part: [file for archive in archives for file in _in_archive(archive, part)] for part in PARTS}
+    return EventDigits(*(_part(folder, part, files) for part, files in parts.items()))
+
+
+def decode(data: bytearray, sizes: list[int], names: list[str], labels: list[int]) -> Recordings:
+    """Decode files of five bytes an event: x, y, then 24 bits, the highest first, of polarity (1) and time (23).
+
+    Args:
+        data: the files' bytes, one after the other; not to be changed while the result is in use.
+        sizes: bytes of each file.
+        names: of the files, for errors.
+        labels: the digits shown.
+
+    Raises:
+        DataError: names the first file that is empty, has a part of an event, an event outside the sensor's 34 x 34
+            pixels, or a time before that of the event before.
+    """
+    for size, name in zip(sizes, names, strict=True):
+        if not size or size % _EVENT_BYTES:
+            raise DataError(
+                f"{name} has {size} bytes, expected a multiple of {_EVENT_BYTES} and not 0: truncated or not N-MNIST; "
+                f"fetch it again"
+            )
+    events = torch.frombuffer(data, dtype=torch.uint8).reshape(-1, _EVENT_BYTES)
+    offsets = torch.tensor([0, *sizes]).cumsum(0) // _EVENT_BYTES
+    x, y, high, middle, low = (column.contiguous() for column in events.unbind(1))
+    times = (high & 0x7F).long()
+    # In place: the whole set has 250 million events.
+    times.mul_(256).add_(middle).mul_(256).add_(low)
+
+    outside = torch.maximum(x, y) >= SIDE
+    if outside.any():
+        event, name = _first(outside, offsets, names)
+        raise DataError(
+            f"{name} has an event at x = {x[event]}, y = {y[event]}, expected 0 to {SIDE - 1}: corrupt or not N-MNIST"
+        )
+    earlier = torch.zeros(len(times), dtype=torch.bool)
+    torch.lt(times[1:], times[:-1], out=earlier[1:])
+    earlier[offsets[1:-1]] = False
+    if earlier.any():
+        event, name = _first(earlier, offsets, names)
+        raise DataError(
+            f"{name} goes back in time, from {times[event - 1]} to {times[event]} microseconds: corrupt or not N-MNIST"
+        )
+    return Recordings(x, y, high >> 7, times, offsets, torch.tensor(labels))
+
+
+def _first(bad: Tensor, offsets: Tensor, names: list[str]) -> tuple[int, str]:
+    event = int(bad.to(torch.uint8).argmax())
+    return event, names[int(torch.searchsorted(offsets, event, right=True)) - 1]
+
+
+def _folder(name: str, data_dir: str | Path | None) -> Path:
+    root = os.environ.get("PHASED_LSTM_DATA")
+    if data_dir is None and not root:
+        raise DataError(_how_to_get(name, "PHASED_LSTM_DATA is not set"))
+    folder = Path(data_dir) if data_dir is not None else Path(str(root)) / name
+    if not _unpacked(folder) and not any(folder.glob("*.zip")):
+        raise DataError(_how_to_get(name, f"{folder} has neither Train/ and Test/ nor a zip archive of them"))
+    return folder
+
+
+def _unpacked(folder: Path) -> bool:
+    return all((folder / part).is_dir() for part in PARTS)
+
+
+def _how_to_get(name: str, found: str) -> str:
+    what = "Train.zip and Test.zip (1.1 GB)" if name == "nmnist" else "a zip archive with Train/ and Test/"
+    return (
+        f"{found}. N-MNIST is not downloaded by itself, as its addresses change: get it by hand, by way of {_SOURCE}, "
+        f"and put {what} into PHASED_LSTM_DATA/{name}; there is no need to unpack them"
+    )
+
+
+class _File(NamedTuple):
+    key: tuple[str, str]
+    name: str
+    data: bytes
+
+
+def _part(folder: Path, part: str, files: Iterable[_File]) -> Recordings:
+    found = sorted(files)
+    if not found:
+        raise DataError(f"{folder} has no recordings {part}/DIGIT/NUMBER.bin")
+    # Joined here and not while reading, so that the recordings come in the order of their names.
+    data = bytearray().join(file.data for file in found)
+    sizes = [len(file.data) for file in found]
+    return decode(data, sizes, [file.name for file in found], [int(file.key[1]) for file in found])
+
+
+def _in_folder(folder: Path, part: str) -> Iterator[_File]:
+    for path in (folder / part).glob("[0-9]/*.bin"):
+        try:
+            yield _File((path.name, path.parent.name), str(path), path.read_bytes())
+        except OSError as error:
+            raise DataError(f"{path} cannot be read: {error}") from error
+
+
+def _in_archive(archive: Path, part: str) -> Iterator[_File]:
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            for info in opened.infolist():
+                # An archive may hold the folders inside one of its own.
+                *_, folder, digit, name = ("", "", *info.filename.split("/"))
+                if folder == part and len(digit) == 1 and digit in "0123456789" and name.endswith(".bin"):
+                    yield _File((name, digit), f"{archive}: {info.filename}", opened.read(info))
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
+        raise DataError(f"{archive} cannot be read: {error}; fetch it again") from error
