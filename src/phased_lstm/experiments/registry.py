@@ -16,6 +16,7 @@ MODULES = {
     "mnist-recommended": "mnist_rows",
     "mnist-large": "mnist_rows",
     "psmnist": "mnist_rows",
+    "adding": "adding",
 }
 
 
