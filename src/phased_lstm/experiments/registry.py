@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 # Name on the command line: module in this package that defines EXPERIMENTS with it.
 MODULES = {
+    "event-mnist": "event_mnist",
     "mnist-historic": "mnist_rows",
     "mnist-recommended": "mnist_rows",
     "mnist-large": "mnist_rows",
