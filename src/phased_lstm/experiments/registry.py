@@ -17,6 +17,7 @@ MODULES = {
     "mnist-recommended": "mnist_rows",
     "mnist-large": "mnist_rows",
     "psmnist": "mnist_rows",
+    "nmnist": "nmnist",
     "adding": "adding",
 }
 
