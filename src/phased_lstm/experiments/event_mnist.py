@@ -30,8 +30,8 @@ _EPOCH = 469
 _QUICK_EPOCH = 45
 _QUICK_EPOCHS = 10
 
-# The protocol has no periods for absolute times; ours reach from a third of an image's row to the whole image.
-_PERIODS = {"period_init_min": 10.0, "period_init_max": 784.0}
+# The protocol has no periods for absolute times; ours reach from a row of the image to all of it.
+_PERIODS = {"period_init_min": 28.0, "period_init_max": 784.0}
 _ROWS: dict[str, dict[str, Any]] = {
     **{
         f"PhasedLSTM-{ratio}": {"cell": "PhasedLSTM", "options": {"gate": {"ratio_on": ratio, **_PERIODS}}}
