@@ -60,7 +60,7 @@ def test_reads_folders_and_archives(tmp_path: Path, layout: str) -> None:
     [
         (b"", "has 0 bytes, expected a multiple of 5"),
         (encode(ONE)[:-1], "has 19 bytes, expected a multiple of 5"),
-        (encode([*TWO, (34, 0, 1, 10)]), "x = 34, y = 0, expected 0 to 33"),
+        (encode([(34, 0, 1, 10), *ONE]), "x = 34, y = 0, expected 0 to 33"),
         (encode([*TWO, (0, 255, 1, 10)]), "x = 0, y = 255, expected 0 to 33"),
         (encode([*TWO, (0, 0, 1, 8)]), "from 9 to 8 microseconds"),
     ],
