@@ -15,7 +15,7 @@ _MICROSECONDS = 50_000
 
 
 def load() -> EventDigits:
-    """Load the 1,797 digits as recordings of 300 ms and about 200 events, 1,437 to train and 360 to test.
+    """Load the 1,797 digits as recordings of 300 ms and some 400 events, 1,437 to train and 360 to test.
 
     Raises:
         ImportError: scikit-learn is not installed.
