@@ -128,7 +128,8 @@ EXPERIMENTS = [
         "MNIST, 784 steps, our recommended setting: 32 units, ratio fixed at 0.05, no leak",
         {"PhasedLSTMCell": RECOMMENDED},
         quick_steps=120,
-        schedule=Schedule(epoch_steps=_BATCHES_OF_256),
+        # Periods were chosen by looking at seeds 0 to 3.
+        schedule=Schedule(seeds=(4, 5, 6), epoch_steps=_BATCHES_OF_256),
         metric=Metric(),
         published={},
     ),
