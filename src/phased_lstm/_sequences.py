@@ -47,11 +47,11 @@ def to_padded(owner: str, input: Sequences, times: Sequences | None, lengths: An
         ValueError: a rank or combination that has no meaning.
     """
     if isinstance(input, PackedSequence):
-        return _from_ragged(_packed_index(input), input.data, times, lengths, batch_first)
+        return _from_ragged(packed_index(input), input.data, times, lengths, batch_first)
     if not isinstance(input, Tensor):
         raise TypeError(f"{owner}: input should be a tensor or PackedSequence, got: {type(input).__name__}")
     if input.is_nested:
-        return _from_ragged(_jagged_index(input), input.values(), times, lengths, batch_first)
+        return _from_ragged(jagged_index(input), input.values(), times, lengths, batch_first)
     if input.dim() not in (2, 3):
         raise ValueError(f"{owner}: Expected input to be 2D or 3D, got {input.dim()}D instead")
     if times is not None and (not isinstance(times, Tensor) or times.is_nested):
@@ -77,9 +77,9 @@ def time_rows(times: Any, lengths: Any, batch_first: bool) -> tuple[Any, Any]:
     """Bring times alone, in any form a layer takes, to (L,) or (N, L) and lengths."""
     ragged = None
     if isinstance(times, PackedSequence):
-        ragged = _packed_index(times), times.data
+        ragged = packed_index(times), times.data
     elif isinstance(times, Tensor) and times.is_nested:
-        ragged = _jagged_index(times), times.values()
+        ragged = jagged_index(times), times.values()
     if ragged is None:
         return (
             times.transpose(0, 1) if isinstance(times, Tensor) and times.dim() == 2 and not batch_first else times
@@ -91,7 +91,7 @@ def time_rows(times: Any, lengths: Any, batch_first: bool) -> tuple[Any, Any]:
 
 
 @dataclass(frozen=True)
-class _RaggedIndex:
+class RaggedIndex:
     """Where each entry of a ragged form's flat data stands in the padded form."""
 
     form: str
@@ -102,12 +102,17 @@ class _RaggedIndex:
     flat_times: Callable[[Any], Tensor | None]
     wrap: Callable[[Tensor], Any]
 
+    def sequence_major(self, flat: Tensor) -> Tensor:
+        """Order the entries by sequence, and within it by step."""
+        starts = self.lengths.cumsum(0) - self.lengths
+        return torch.empty_like(flat).index_put((starts[self.rows] + self.columns,), flat)
+
     def pad(self, flat: Tensor) -> Tensor:
         blank = flat.new_zeros((len(self.lengths), self.steps, *flat.shape[1:]))
         return blank.index_put((self.rows, self.columns), flat)
 
 
-def _from_ragged(index: _RaggedIndex, flat: Tensor, times: Any, lengths: Any, batch_first: bool) -> PaddedBatch:
+def _from_ragged(index: RaggedIndex, flat: Tensor, times: Any, lengths: Any, batch_first: bool) -> PaddedBatch:
     if lengths is not None:
         raise ValueError(f"lengths goes with padded input; a {index.form} has its own lengths")
     if flat.dim() != 2:
@@ -137,7 +142,7 @@ def _batch_major(times: Tensor | None, values: Tensor, batch_first: bool) -> Ten
     return times.transpose(0, 1)
 
 
-def _packed_index(packed: PackedSequence) -> _RaggedIndex:
+def packed_index(packed: PackedSequence) -> RaggedIndex:
     device = packed.data.device
     if int(packed.batch_sizes.sum()) != len(packed.data):
         raise ValueError(
@@ -167,10 +172,10 @@ def _packed_index(packed: PackedSequence) -> _RaggedIndex:
         return PackedSequence(flat, packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices)
 
     lengths = torch.bincount(rows, minlength=batch)
-    return _RaggedIndex("PackedSequence", rows, columns, lengths, steps, flat_times, wrap)
+    return RaggedIndex("PackedSequence", rows, columns, lengths, steps, flat_times, wrap)
 
 
-def _jagged_index(nested: Any) -> _RaggedIndex:
+def jagged_index(nested: Any) -> RaggedIndex:
     if nested.layout != torch.jagged or nested.lengths() is not None or nested._ragged_idx != 1:
         raise ValueError(
             "nested input should be contiguous and jagged: torch.nested.nested_tensor(..., layout=torch.jagged)"
@@ -191,7 +196,7 @@ def _jagged_index(nested: Any) -> _RaggedIndex:
         return torch.nested.nested_tensor_from_jagged(flat, offsets)
 
     steps = int(lengths.max()) if len(lengths) else 0
-    return _RaggedIndex("jagged tensor", rows, columns, lengths, steps, flat_times, wrap)
+    return RaggedIndex("jagged tensor", rows, columns, lengths, steps, flat_times, wrap)
 
 
 def _same(a: Tensor | None, b: Tensor | None) -> bool:
