@@ -275,14 +275,22 @@ class EventBatch:
                 start, stop = int(bounds[0]), int(bounds[-1])
                 return self._unchecked(self.values[start:stop], self.times[start:stop], bounds - start)
             index = list(range(first, last, step))
-        chosen = self._chosen(index)
+        chosen = self.positions(index)
         lengths = self.lengths[chosen]
         offsets = _offsets(lengths)
         shift = self.offsets[chosen] - offsets[:-1]
         events = torch.arange(int(offsets[-1]), device=self.device) + shift.repeat_interleave(lengths)
         return self._unchecked(self.values[events], self.times[events], offsets)
 
-    def _chosen(self, index: Tensor | Sequence[int]) -> Tensor:
+    def positions(self, index: Tensor | Sequence[int]) -> Tensor:
+        """Return an index of sequences as int64 positions from 0 to N - 1, on the device of the batch.
+
+        Args:
+            index: integers (M,), negative ones counted from the end, or bool (N,).
+
+        Raises:
+            IndexError: no such sequences.
+        """
         chosen = torch.as_tensor(index, device=self.device)
         if chosen.dtype == torch.bool and chosen.shape == (len(self),):
             return chosen.nonzero().squeeze(1)
