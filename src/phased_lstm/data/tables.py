@@ -1,0 +1,332 @@
+"""Measurements in tables, long (id, time, channel, value) or wide (id, time, a, b, ...), as sequences.
+
+Parquet, Feather (Arrow) and CSV files are read batch by batch, so that a table need not fit in memory. Needs the
+extra `data` (pyarrow).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..errors import DataError
+from ._arrow import Rows, Source, TimeColumn, Where, batches, column_names, floats, runs, strings, table_files
+from .events import EventBatch
+
+_DTYPES = {torch.float32: np.float32, torch.float64: np.float64}
+
+
+@dataclass(frozen=True)
+class TableFormat:
+    """What the columns of a table of measurements are, and how strictly it is read.
+
+    Attributes:
+        id: column of the sequence's id, strings or integers. The rows of a sequence follow each other.
+        time: column of times: timestamps, with a time zone or in UTC, integers, floats, or any of them as strings.
+        channel: column of a long table that says what was measured; None: the table is wide.
+        value: column of a long table with the measured values. A row without a value measures nothing.
+        features: columns of a wide table with measured values, NaN or empty where there is none; None: all others.
+        time_type: what times become: "int64", "float64", "timestamp[s]", "[ms]", "[us]" or "[ns]"; None: as they are.
+        unseen: whether a channel that is not in the vocabulary is an error, or ignored.
+        repeated: whether a second value of a channel at the same time is an error, or the last one counts.
+        empty: whether a sequence without any value is an error, or left out.
+    """
+
+    id: str = "id"
+    time: str = "time"
+    channel: str | None = None
+    value: str = "value"
+    features: tuple[str, ...] | None = None
+    time_type: str | None = None
+    unseen: Literal["error", "ignore"] = "error"
+    repeated: Literal["error", "last"] = "error"
+    empty: Literal["error", "skip"] = "error"
+
+    def __post_init__(self) -> None:
+        for name, choices in (
+            ("unseen", ("error", "ignore")),
+            ("repeated", ("error", "last")),
+            ("empty", ("error", "skip")),
+        ):
+            if getattr(self, name) not in choices:
+                raise DataError(f"{name} should be {' or '.join(choices)}, got {getattr(self, name)!r}")
+        if self.channel is not None and self.features is not None:
+            raise DataError("features are columns of a wide table, channel is one of a long table: give one of them")
+        TimeColumn(self.time, self.time_type)
+
+    @classmethod
+    def detect(cls, source: Source, **options: Any) -> Self:
+        """Return the format of a table: long where it has columns "channel" and "value", otherwise wide.
+
+        Args:
+            source: as in `iter_sequences`.
+            options: attributes that are known; naming `channel` or `features` settles the matter.
+
+        Raises:
+            DataError: the table cannot be read, or an option has no such value.
+        """
+        if "channel" not in options and options.get("features") is None:
+            names = column_names(table_files(source)[0])
+            if {"channel", options.get("value", "value")} <= set(names):
+                options["channel"] = "channel"
+        return cls(**options)
+
+
+class Table(NamedTuple):
+    """Sequences read from a table, or part of one.
+
+    Attributes:
+        ids: id of each of the N sequences, as a string.
+        events: values (S, F), a column for each channel, NaN where it was not measured; one event for each row of a
+            wide table, or each distinct time of a long one; times never decrease within a sequence.
+        channels: names of the F columns of values.
+        time_unit: unit of times that were timestamps or durations ("ms", ...), counted from 1970 UTC; None of numbers.
+    """
+
+    ids: tuple[str, ...]
+    events: EventBatch
+    channels: tuple[str, ...]
+    time_unit: str | None
+
+
+def read_table(
+    source: Source,
+    format: TableFormat | None = None,
+    *,
+    channels: Sequence[str] | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Table:
+    """Read a whole table into memory; see `iter_sequences`.
+
+    Raises:
+        DataError: as `iter_sequences`, or there are no rows.
+        ImportError: pyarrow is not installed.
+    """
+    parts = list(iter_sequences(source, format, channels=channels, dtype=dtype))
+    if not parts:
+        raise DataError(f"{', '.join(map(str, table_files(source)))}: the table has no sequences")
+    ids = tuple(name for part in parts for name in part.ids)
+    return Table(ids, EventBatch.cat(part.events for part in parts), parts[0].channels, parts[0].time_unit)
+
+
+def iter_sequences(
+    source: Source,
+    format: TableFormat | None = None,
+    *,
+    channels: Sequence[str] | None = None,
+    chunk_events: int = 1 << 18,
+    dtype: torch.dtype = torch.float32,
+) -> Iterator[Table]:
+    """Read a table in chunks of whole sequences, in the order of the table.
+
+    Memory holds one chunk, one batch of the file, and the set of ids (which finds an id that comes back).
+
+    Args:
+        source: a file, several, or a folder of files, read as one table: Parquet (.parquet, .pq), Feather
+            (.feather, .arrow, .ipc), CSV (.csv, .tsv, also with .gz or .bz2). In CSV the empty field, NA, N/A, NaN,
+            nan, null, NULL and None are missing.
+        format: which columns mean what; None: `TableFormat.detect`.
+        channels: the vocabulary, and so the columns of values, as fixed at training; None: all that the table has,
+            sorted, for which a long table is read once before.
+        chunk_events: rows from which a chunk is complete at the end of a sequence.
+        dtype: of the values, float32 or float64.
+
+    Raises:
+        DataError: naming the file and row (the first is 1, a header not counted): a missing column, an id that is
+            missing or comes back after another, a time that is missing, not finite or not to be parsed, a value that
+            is infinite or no number, a channel that is not in the vocabulary, a second value of a channel at one
+            time, a sequence without values, a file that is truncated.
+        ImportError: pyarrow is not installed.
+        ValueError: another dtype, or chunk_events below 1.
+    """
+    if dtype not in _DTYPES:
+        raise ValueError(f"dtype should be torch.float32 or torch.float64, got {dtype}")
+    if chunk_events < 1:
+        raise ValueError(f"chunk_events should be at least 1, got {chunk_events}")
+    format = TableFormat.detect(source) if format is None else format
+    names = tuple(scan_channels(source, format) if channels is None else map(str, channels))
+    if not names or len(set(names)) < len(names):
+        raise DataError(f"channels should be distinct, and at least one, got {', '.join(names) or 'none'}")
+    return _Reader(format, names, chunk_events, dtype).read(source)
+
+
+def scan_channels(source: Source, format: TableFormat) -> tuple[str, ...]:
+    """Return the channels of a table: the columns of a wide one, the sorted entries of a long one's channel column.
+
+    Raises:
+        DataError: a column or channel is missing, or a file cannot be read.
+    """
+    files = table_files(source)
+    if format.features is not None:
+        return format.features
+    if format.channel is None:
+        return tuple(name for name in column_names(files[0]) if name not in (format.id, format.time))
+    found: set[str] = set()
+    for batch, rows, start in batches(source, [format.channel]):
+        found.update(strings(batch.column(0), format.channel, rows.after(start)).unique().to_pylist())
+    if not found:
+        raise DataError(f"{', '.join(map(str, files))}: the table has no sequences")
+    return tuple(sorted(found))
+
+
+class _Reader:
+    """Gathers rows until a chunk of whole sequences is there."""
+
+    def __init__(self, format: TableFormat, channels: tuple[str, ...], chunk_events: int, dtype: torch.dtype) -> None:
+        self._format, self._channels, self._chunk_events, self._dtype = format, channels, chunk_events, dtype
+        self._long = format.channel is not None
+        self._codes = {name: code for code, name in enumerate(channels)}
+        self._times = TimeColumn(format.time, format.time_type)
+        self._seen: set[str] = set()
+        # Of the rows that are gathered: the ids, where each begins, and the columns in parts.
+        self._ids: list[str] = []
+        self._starts: list[int] = []
+        self._parts: list[tuple[NDArray[Any], ...]] = []
+        self._gathered = 0
+        self._first_row = 0
+
+    def read(self, source: Source) -> Iterator[Table]:
+        """Yield the chunks of a table."""
+        format = self._format
+        if format.channel is not None:
+            columns = [format.id, format.time, format.channel, format.value]
+        else:
+            if format.features is None and format.unseen == "error":
+                for path in table_files(source):
+                    self._check_features(path)
+            columns = [format.id, format.time, *self._channels]
+        for batch, rows, start in batches(source, columns):
+            self._add(batch, rows.after(start))
+            if self._starts[-1] >= self._chunk_events:
+                yield from self._emit(self._starts[-1], rows)
+        if self._gathered:
+            yield from self._emit(self._gathered, rows)
+
+    def _check_features(self, path: Any) -> None:
+        known = {self._format.id, self._format.time, *self._channels}
+        for name in column_names(path):
+            if name not in known:
+                raise DataError(
+                    f"{path} has a column {name!r} that is not among the channels {', '.join(self._channels)}; "
+                    f"leave it out, name the features, or ignore unseen channels"
+                )
+
+    def _add(self, batch: Any, where: Where) -> None:
+        format = self._format
+        ids = strings(batch.column(0), format.id, where)
+        names, ends = runs(ids)
+        for name, begin in zip(names, [0, *ends[:-1]], strict=True):
+            if begin == 0 and self._ids and name == self._ids[-1]:
+                continue
+            if name in self._seen:
+                raise DataError(
+                    f"{where(begin)}: {format.id} {name} comes back after other ids: the rows of a sequence should "
+                    f"follow each other, so sort the table by {format.id}"
+                )
+            self._seen.add(name)
+            self._ids.append(name)
+            self._starts.append(self._gathered + begin)
+        times = self._times(batch.column(1), where)
+        dtype = _DTYPES[self._dtype]
+        if self._long:
+            values = floats(batch.column(3), format.value, where, dtype)
+            self._parts.append((times, values, self._encode(batch.column(2), where)))
+        else:
+            values = np.empty((batch.num_rows, len(self._channels)), dtype)
+            for number, name in enumerate(self._channels):
+                values[:, number] = floats(batch.column(2 + number), name, where, dtype)
+            self._parts.append((times, values))
+        self._gathered += batch.num_rows
+
+    def _encode(self, column: Any, where: Where) -> NDArray[Any]:
+        """The number of each row's channel, -1 where it is not in the vocabulary."""
+        assert self._format.channel is not None
+        encoded = strings(column, self._format.channel, where).dictionary_encode()
+        entries = encoded.dictionary.to_pylist()
+        codes = np.array([self._codes.get(name, -1) for name in entries], np.int64)
+        found: NDArray[Any] = codes[encoded.indices.to_numpy(zero_copy_only=False)]
+        if self._format.unseen == "error" and (found < 0).any():
+            row = int((found < 0).argmax())
+            name = entries[encoded.indices[row].as_py()]
+            raise DataError(
+                f"{where(row)}: {self._format.channel} {name!r} is not in the vocabulary "
+                f"({', '.join(self._channels[:8])}{', ...' if len(self._channels) > 8 else ''}); train with it, or "
+                f"ignore unseen channels"
+            )
+        return found
+
+    def _emit(self, rows: int, places: Rows) -> Iterator[Table]:
+        """Yield the first `rows` gathered rows, which are whole sequences, and keep the rest."""
+        columns = [np.concatenate(parts) for parts in zip(*self._parts, strict=True)]
+        count = next((n for n, start in enumerate(self._starts) if start >= rows), len(self._starts))
+        ids, starts = self._ids[:count], np.array([*self._starts[:count], rows], np.int64)
+        build = self._long_events if self._long else self._wide_events
+        table = build(ids, starts, [column[:rows] for column in columns], places.after(self._first_row))
+        self._ids = self._ids[count:]
+        self._starts = [start - rows for start in self._starts[count:]]
+        self._parts = [tuple(column[rows:].copy() for column in columns)]
+        self._gathered -= rows
+        self._first_row += rows
+        if table.ids:
+            yield table
+
+    def _wide_events(self, ids: list[str], starts: NDArray[Any], columns: list[Any], where: Where) -> Table:
+        times, values = columns
+        sequence = np.repeat(np.arange(len(ids)), np.diff(starts))
+        measured = np.bincount(sequence, ~np.isnan(values).all(axis=1), len(ids)) > 0
+        order = np.lexsort((times, sequence))
+        return self._table(ids, starts, measured, sequence[order], times[order], values[order], where)
+
+    def _long_events(self, ids: list[str], starts: NDArray[Any], columns: list[Any], where: Where) -> Table:
+        times, values, channel = columns
+        sequence = np.repeat(np.arange(len(ids)), np.diff(starts))
+        rows = np.flatnonzero((channel >= 0) & ~np.isnan(values))
+        measured = np.bincount(sequence[rows], minlength=len(ids)) > 0
+        rows = rows[np.lexsort((times[rows], sequence[rows]))]
+        times, values, channel, sequence = times[rows], values[rows], channel[rows], sequence[rows]
+        new = np.ones(len(rows), bool)
+        new[1:] = (sequence[1:] != sequence[:-1]) | (times[1:] != times[:-1])
+        step = np.cumsum(new) - 1
+        steps = int(step[-1]) + 1 if len(rows) else 0
+        filled = np.full((steps, len(self._channels)), np.nan, values.dtype)
+        if self._format.repeated == "error":
+            place = step * len(self._channels) + channel
+            order = np.argsort(place, kind="stable")
+            again = np.flatnonzero(np.diff(place[order]) == 0)
+            if len(again):
+                one = order[again[0] + 1]
+                raise DataError(
+                    f"{where(int(rows[one]))}: a second value of {self._channels[channel[one]]} of "
+                    f"{ids[sequence[one]]} at {self._format.time} {times[one]}; keep one, or let the last one count"
+                )
+        filled[step, channel] = values
+        return self._table(ids, starts, measured, sequence[new], times[new], filled, where)
+
+    def _table(
+        self,
+        ids: list[str],
+        starts: NDArray[Any],
+        measured: NDArray[Any],
+        sequence: NDArray[Any],
+        times: NDArray[Any],
+        values: NDArray[Any],
+        where: Where,
+    ) -> Table:
+        if not measured.all():
+            if self._format.empty == "error":
+                first = int((~measured).argmax())
+                raise DataError(
+                    f"{where(int(starts[first]))}: {self._format.id} {ids[first]} has no values at all; leave it out, "
+                    f"or let empty sequences be skipped"
+                )
+            kept = measured[sequence]
+            sequence, times, values = sequence[kept], times[kept], values[kept]
+        lengths = np.bincount(sequence, minlength=len(ids))[measured]
+        events = EventBatch.from_lengths(torch.from_numpy(values), torch.from_numpy(times), torch.from_numpy(lengths))
+        kept_ids = tuple(name for name, keep in zip(ids, measured, strict=True) if keep)
+        return Table(kept_ids, events, self._channels, self._times.unit)
