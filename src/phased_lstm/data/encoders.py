@@ -1,0 +1,210 @@
+"""What stands between measured values and a layer: scale, missing values, event tokens, addresses of event cameras."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from .._checks import check_flag, check_size, require
+from .events import EventBatch
+
+
+class Standardizer(nn.Module):
+    """Brings each channel to mean 0 and standard deviation 1, as fitted on the training part; NaN stays NaN.
+
+    Mean and deviation are buffers: they move, save and load with the model. Until `fit_` is called nothing changes.
+
+    Args:
+        num_channels: F.
+
+    Attributes:
+        mean: (F,), 0 for a channel never measured.
+        std: (F,), 1 for a channel that is constant or never measured.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, num_channels: int) -> None:
+        super().__init__()
+        check_size("num_channels", num_channels)
+        self.register_buffer("mean", torch.zeros(num_channels))
+        self.register_buffer("std", torch.ones(num_channels))
+
+    def fit_(self, values: Tensor | EventBatch | Iterable[Tensor | EventBatch]) -> Self:
+        """Take mean and deviation from measured values; give the training part only.
+
+        Args:
+            values: (..., F), a batch, or an iterable of either, of which one is in memory at a time. NaN is not
+                measured; padding would count as measured, so give an EventBatch rather than padded values.
+
+        Returns:
+            The standardizer itself.
+
+        Raises:
+            ValueError: another number of channels, infinite values, or nothing at all.
+        """
+        parts = [values] if isinstance(values, (Tensor, EventBatch)) else values
+        count = torch.zeros(self.mean.shape, dtype=torch.float64)
+        mean, squares = torch.zeros_like(count), torch.zeros_like(count)
+        for part in parts:
+            flat = part.values if isinstance(part, EventBatch) else part
+            self._check(flat)
+            flat = flat.detach().to("cpu", torch.float64).reshape(-1, len(mean))
+            measured = ~flat.isnan()
+            if bool(flat.isinf().any()):
+                raise ValueError(f"values of channel {int(flat.isinf().any(dim=0).nonzero()[0])} are infinite")
+            new = measured.sum(dim=0)
+            part_mean = torch.where(measured, flat, 0.0).sum(dim=0) / new.clamp(min=1)
+            part_squares = torch.where(measured, flat - part_mean, 0.0).square().sum(dim=0)
+            # Joined pairwise: a running sum of squares would lose all digits where the mean is large.
+            total = (count + new).clamp(min=1)
+            shift = part_mean - mean
+            mean = mean + shift * new / total
+            squares = squares + part_squares + shift.square() * count * new / total
+            count = count + new
+        if not bool(count.any()):
+            raise ValueError("there is no measured value to fit to: all are NaN, or nothing was given")
+        std = (squares / count.clamp(min=1)).sqrt()
+        # A constant channel has rounding for a deviation, which must not be blown up to 1.
+        constant = std <= 1e-12 * mean.abs()
+        self.mean.copy_(mean)
+        self.std.copy_(torch.where(constant, 1.0, std))
+        return self
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Return (values - mean) / std, (..., F)."""
+        self._check(values)
+        return (values - self.mean.to(values.dtype)) / self.std.to(values.dtype)
+
+    def inverse(self, values: Tensor) -> Tensor:
+        """Return values * std + mean, (..., F)."""
+        self._check(values)
+        return values * self.std.to(values.dtype) + self.mean.to(values.dtype)
+
+    def _check(self, values: Tensor) -> None:
+        if values.dim() == 0 or values.shape[-1] != len(self.mean) or not values.is_floating_point():
+            raise ValueError(
+                f"values should be floating, (..., {len(self.mean)}), got {values.dtype} {tuple(values.shape)}"
+            )
+
+    def extra_repr(self) -> str:
+        return f"num_channels={len(self.mean)}"
+
+
+class ValuesAndMask(nn.Module):
+    """(..., F) values with NaN for missing become (..., 2 F): values, 0 where missing, then 1 measured, 0 missing."""
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Return (..., 2 F) in the dtype of the values."""
+        missing = values.isnan()
+        return torch.cat([values.masked_fill(missing, 0.0), (~missing).to(values.dtype)], dim=-1)
+
+
+def event_tokens(batch: EventBatch) -> EventBatch:
+    """Make one event of each measured value: (channel number, value) in place of a row with gaps.
+
+    Args:
+        batch: values (S, F), NaN where not measured.
+
+    Returns:
+        A batch with values (T, 2), in order of time and then of channel, for `TokenEncoder`.
+
+    Raises:
+        ValueError: values that are not float32 or float64, or too many channels for their dtype to number.
+    """
+    values = batch.values
+    if values.dtype not in (torch.float32, torch.float64) or batch.num_features > 1 << 24:
+        raise ValueError(
+            f"values should be float32 or float64, of at most 2**24 channels, got {values.dtype} of "
+            f"{batch.num_features}"
+        )
+    measured = ~values.isnan()
+    rows, channels = measured.nonzero(as_tuple=True)
+    tokens = torch.stack([channels.to(values.dtype), values[rows, channels]], dim=1)
+    before = torch.cat([rows.new_zeros(1), measured.sum(dim=1).cumsum(0)])
+    return EventBatch(tokens, batch.times[rows], before[batch.offsets])
+
+
+class TokenEncoder(nn.Module):
+    """An event token (channel number, value) becomes embedding[channel] + value * slope[channel].
+
+    Both tables are learned, so that a value can mean something else in each channel.
+
+    Args:
+        num_channels: size of the vocabulary.
+        embedding_dim: E.
+    """
+
+    def __init__(self, num_channels: int, embedding_dim: int) -> None:
+        super().__init__()
+        check_size("num_channels", num_channels)
+        check_size("embedding_dim", embedding_dim)
+        self.num_channels = num_channels
+        self.embedding = nn.Embedding(num_channels, embedding_dim)
+        self.slope = nn.Embedding(num_channels, embedding_dim)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return (..., E) for tokens (..., 2) as `event_tokens` makes them.
+
+        Raises:
+            ValueError: another shape, or a channel that is not in the vocabulary.
+        """
+        if tokens.dim() == 0 or tokens.shape[-1] != 2:
+            raise ValueError(f"tokens should be (..., 2): channel number and value; got {tuple(tokens.shape)}")
+        channels = tokens[..., 0].long()
+        require(
+            ((channels >= 0) & (channels < self.num_channels)).all(),
+            f"channel numbers should be from 0 to {self.num_channels - 1}",
+        )
+        slope = self.slope(channels)
+        return self.embedding(channels) + tokens[..., 1:].to(slope.dtype) * slope
+
+
+class AddressEncoder(nn.Module):
+    """The address (x, y, polarity) of an event of an event camera becomes a learned vector.
+
+    Args:
+        width: number of columns; x is from 0 to width - 1.
+        height: number of rows.
+        embedding_dim: E.
+        polarities: number of polarities; 1 where there is none, and addresses are still (x, y, 0).
+        factorized: whether a vector is the sum of one for x, one for y and one for the polarity, which takes
+            width + height + polarities vectors, instead of one for each address.
+    """
+
+    def __init__(
+        self, width: int, height: int, embedding_dim: int, *, polarities: int = 2, factorized: bool = False
+    ) -> None:
+        super().__init__()
+        sizes = {"width": width, "height": height, "embedding_dim": embedding_dim, "polarities": polarities}
+        for name, size in sizes.items():
+            check_size(name, size)
+        check_flag("factorized", factorized)
+        self.sizes = (width, height, polarities)
+        tables = self.sizes if factorized else (width * height * polarities,)
+        self.embeddings = nn.ModuleList(nn.Embedding(size, embedding_dim) for size in tables)
+
+    def forward(self, addresses: Tensor) -> Tensor:
+        """Return (..., E) for addresses (..., 3): x, y, polarity, whole numbers of any dtype.
+
+        Raises:
+            ValueError: another shape, or an address outside the sensor.
+        """
+        if addresses.dim() == 0 or addresses.shape[-1] != 3:
+            raise ValueError(f"addresses should be (..., 3): x, y, polarity; got {tuple(addresses.shape)}")
+        whole = addresses.long()
+        limits = torch.tensor(self.sizes, device=whole.device)
+        require(
+            ((whole >= 0) & (whole < limits)).all(),
+            "x, y and polarity should be from 0 to " + ", ".join(str(size - 1) for size in self.sizes),
+        )
+        x, y, polarity = whole.unbind(dim=-1)
+        width, height, _ = self.sizes
+        if len(self.embeddings) == 1:
+            return self.embeddings[0]((polarity * height + y) * width + x)
+        parts = [table(index) for table, index in zip(self.embeddings, (x, y, polarity), strict=True)]
+        return parts[0] + parts[1] + parts[2]
