@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import gzip
-import hashlib
-import http.client
-import os
 import struct
-import urllib.request
 import zlib
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..errors import DataError, missing_extra
-from ..files import replacing
+from .files import cache_folder, download, file_in, find_folder
 
 SIDE = 28
 STEPS = SIDE * SIDE
@@ -112,74 +108,22 @@ def load_digits() -> Digits:
 
 
 def _mnist_folder(data_dir: str | Path | None, progress: bool) -> Path:
-    if data_dir is not None:
-        folder = Path(data_dir)
-        if not _holds_mnist(folder):
-            raise DataError(_missing_in(folder))
+    folder = find_folder("mnist", [(name, name.removesuffix(".gz")) for name in _CHECKSUMS], data_dir)
+    if folder is not None:
         return folder
-    root = os.environ.get("PHASED_LSTM_DATA")
-    if root and _holds_mnist(Path(root) / "mnist"):
-        return Path(root) / "mnist"
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "phased_lstm" / "mnist"
-    for name, checksum in _CHECKSUMS.items():
-        if not (cache / name).exists():
-            _download(name, checksum, cache / name, progress)
-    return cache
-
-
-def _holds_mnist(folder: Path) -> bool:
-    return all((folder / name).exists() or (folder / name.removesuffix(".gz")).exists() for name in _CHECKSUMS)
-
-
-def _missing_in(folder: Path) -> str:
-    absent = [
-        name for name in _CHECKSUMS if not (folder / name).exists() and not (folder / name.removesuffix(".gz")).exists()
-    ]
-    return f"{folder} lacks {', '.join(absent)} (with or without .gz)"
-
-
-def _download(name: str, checksum: str, target: Path, progress: bool) -> None:
-    failures = []
-    for mirror in _MIRRORS:
-        try:
-            _fetch(mirror + name, checksum, target, progress)
-            return
-        except (OSError, http.client.HTTPException, DataError) as error:
-            failures.append(f"{mirror}: {error}")
-    root = os.environ.get("PHASED_LSTM_DATA")
-    raise DataError(
-        f"{name} could not be downloaded ({'; '.join(failures)}). Three ways to bring MNIST: --data-dir FOLDER with "
-        f"the four idx files; PHASED_LSTM_DATA=FOLDER with them in FOLDER/mnist; or a network that reaches a mirror, "
-        f"for a download into {target.parent}. Without any: --data digits needs no download"
-        + (f". PHASED_LSTM_DATA is {root}, which has no mnist/ with all four" if root else "")
+    cache = cache_folder("mnist")
+    ways = (
+        f"Three ways to bring MNIST: --data-dir FOLDER with the four idx files; PHASED_LSTM_DATA=FOLDER with them in "
+        f"FOLDER/mnist; or a network that reaches a mirror, for a download into {cache}. Without any: --data digits "
+        f"needs no download"
     )
-
-
-def _fetch(url: str, checksum: str, target: Path, progress: bool) -> None:
-    """Download to `target`, which appears only when complete and verified."""
-    digest = hashlib.sha256()
-    with urllib.request.urlopen(url, timeout=30) as response, replacing(target) as file:
-        size = int(response.headers.get("Content-Length") or 0)
-        with _bar(target.name, size, progress) as bar:
-            while block := response.read(1 << 16):
-                file.write(block)
-                digest.update(block)
-                bar.update(len(block))
-        if digest.hexdigest() != checksum:
-            raise DataError(f"checksum of {target.name} is {digest.hexdigest()}, expected {checksum}")
-
-
-def _bar(name: str, size: int, shown: bool) -> Any:
-    try:
-        from tqdm import tqdm
-    except ImportError as error:
-        raise missing_extra("train", "tqdm") from error
-    return tqdm(total=size or None, unit="B", unit_scale=True, desc=name, disable=not shown)
+    download(_MIRRORS, _CHECKSUMS, cache, ways, progress)
+    return cache
 
 
 def _read_idx(folder: Path, name: str) -> Tensor:
     """Read an idx file of images, as (N, pixels), or labels, (N,)."""
-    path = folder / f"{name}.gz" if (folder / f"{name}.gz").exists() else folder / name
+    path = file_in(folder, (f"{name}.gz", name))
     try:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError, zlib.error) as error:
