@@ -83,7 +83,7 @@ def verify(path: Path, checksum: str) -> None:
     if found != checksum:
         raise DataError(
             f"checksum of {path} is {found}, expected {checksum}: it is damaged or another version; fetch it again, or "
-            f"give verify=False to read it as it is"
+            f"give verify_checksums=False to read it as it is"
         )
 
 
