@@ -15,11 +15,11 @@ import subprocess
 import sys
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 
 import torch
 
 from records import Point, Record, machine, parser, run
+from resident import STATUS, peak_since_start, reset_peak, status
 from timing import DENSE, OURS, Comparison, Sizes
 
 RATIO_ON = 0.05
@@ -27,12 +27,11 @@ SWEEP = [Sizes(32, steps, 1, 128) for steps in (1000, 3000, 10_000)]
 LONGEST = Sizes(1, 1_000_000, 1, 128)
 LONGEST_LIMIT_MIB = 2048
 
-_STATUS = Path("/proc/self/status")
 _CHILD = "measure-here"
 
 
 def main() -> None:
-    if not _STATUS.exists():
+    if not STATUS.exists():
         print("memory.py reads the resident size from /proc, which only Linux has: nothing was measured")
         return
     arguments = parser(__doc__)
@@ -79,10 +78,10 @@ def _measure(model: str, sizes: Sizes, threads: int) -> Point:
     comparison.plans()[plan]()
     comparison.x, comparison.times = x, times
     step = comparison.plans()[plan]
-    reset = _reset_peak()
-    before = _status("VmRSS")
+    reset = reset_peak()
+    before = status("VmRSS")
     step()
-    peak = _status("VmHWM") if reset else _peak_since_start()
+    peak = status("VmHWM") if reset else peak_since_start()
     return {
         "model": model,
         "sizes": asdict(sizes),
@@ -91,28 +90,6 @@ def _measure(model: str, sizes: Sizes, threads: int) -> Point:
         "before_mib": before,
         "read_from": "VmHWM, reset before the step" if reset else "ru_maxrss, the peak since the process began",
     }
-
-
-def _reset_peak() -> bool:
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return False
-    return True
-
-
-def _peak_since_start() -> float:
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-def _status(name: str) -> float:
-    """Return an entry of the process's status, in MiB."""
-    for line in _STATUS.read_text().splitlines():
-        if line.startswith(f"{name}:"):
-            return int(line.split()[1]) / 1024
-    raise SystemExit(f"{_STATUS} has no {name}")
 
 
 if __name__ == "__main__":

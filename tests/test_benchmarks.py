@@ -19,7 +19,9 @@ SCRIPTS = {
     "cells": ["--steps", "600"],
     "memory": ["--threads", "1"],
     "curves": ["--threads", "1", "--repeats", "2"],
+    "larger_than_memory": ["--threads", "1"],
 }
+READ_PROC = ("memory", "larger_than_memory")
 
 
 def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -37,7 +39,7 @@ def measure(script: str, out: Path, *arguments: str) -> tuple[dict[str, Any], st
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("bench")
     for script in SCRIPTS:
-        if script != "memory" or sys.platform == "linux":
+        if script not in READ_PROC or sys.platform == "linux":
             measure(script, out)
     return out
 
@@ -93,6 +95,15 @@ def test_memory_has_peaks(results: Path) -> None:
         assert point["before_mib"] > 0
         assert point["peak_mib"] >= point["before_mib"]
         assert point["extra_mib"] == pytest.approx(point["peak_mib"] - point["before_mib"])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc, which only Linux has")
+def test_a_table_is_trained_on_to_its_end(results: Path) -> None:
+    (point,) = json.loads((results / "larger_than_memory.json").read_text())["points"].values()
+    assert point["events"] == round(0.005e9 / (16 + 4 * 38))
+    assert point["table_bytes"] > 0.005e9
+    assert point["peak_mib"] >= point["before_mib"] > 0
+    assert point["steps"] >= 1
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory.py reads /proc, which only Linux has")

@@ -1,1 +1,59 @@
-"""Data sets and their readers."""
+"""Ragged batches, readers, encoders and loading. Names are imported when first used: tables need pyarrow."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .encoders import AddressEncoder as AddressEncoder
+    from .encoders import Standardizer as Standardizer
+    from .encoders import TokenEncoder as TokenEncoder
+    from .encoders import ValuesAndMask as ValuesAndMask
+    from .encoders import event_tokens as event_tokens
+    from .events import EventBatch as EventBatch
+    from .labels import Labels as Labels
+    from .labels import read_labels as read_labels
+    from .loading import EventDataset as EventDataset
+    from .loading import LengthBatchSampler as LengthBatchSampler
+    from .loading import Sample as Sample
+    from .loading import collate as collate
+    from .tables import Table as Table
+    from .tables import TableFormat as TableFormat
+    from .tables import iter_sequences as iter_sequences
+    from .tables import read_table as read_table
+    from .tables import scan_channels as scan_channels
+
+_HOME = {
+    "AddressEncoder": ".encoders",
+    "EventBatch": ".events",
+    "EventDataset": ".loading",
+    "Labels": ".labels",
+    "LengthBatchSampler": ".loading",
+    "Sample": ".loading",
+    "Standardizer": ".encoders",
+    "Table": ".tables",
+    "TableFormat": ".tables",
+    "TokenEncoder": ".encoders",
+    "ValuesAndMask": ".encoders",
+    "collate": ".loading",
+    "event_tokens": ".encoders",
+    "iter_sequences": ".tables",
+    "read_labels": ".labels",
+    "read_table": ".tables",
+    "scan_channels": ".tables",
+}
+
+__all__ = [*_HOME]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME[name], __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
