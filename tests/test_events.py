@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -111,7 +112,7 @@ def test_indexing_is_that_of_a_list(lengths: list[int], data: st.DataObject) -> 
     mask = data.draw(st.lists(st.booleans(), min_size=count, max_size=count))
     assert pairs(batch[torch.tensor(mask)]) == [pair for pair, keep in zip(expected, mask, strict=True) if keep]
     single = data.draw(st.integers(-count, count - 1))
-    values, times = batch[single]
+    values, times = batch[np.int64(single)]
     assert (values.tolist(), times.tolist()) == expected[single]
     for part in (batch[cut], batch[chosen]):
         assert EventBatch(part.values, part.times, part.offsets).equal(part)
@@ -139,6 +140,7 @@ def test_to_changes_values_and_never_times() -> None:
     assert batch.values.dtype == torch.float16
     assert batch.times.dtype == torch.int64
     assert batch.times[1].item() == BIG + 1
+    assert batch_of([2, 1]).to(torch.float16).equal(batch)
     meta = batch.to("meta")
     assert (meta.values.device.type, meta.times.device.type, meta.offsets.device.type) == ("meta",) * 3
 

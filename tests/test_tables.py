@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+import importlib
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -111,6 +113,47 @@ def test_chunks_are_whole_sequences_whatever_the_batches(
         assert max(chunk.events.num_events for chunk in chunks) < 7 + 12 + 16
 
 
+@pytest.mark.parametrize("ranks", [1, 2, 3, 7])
+@pytest.mark.parametrize("seed", range(6))
+def test_ranks_together_read_every_sequence_once(
+    write: Write, monkeypatch: pytest.MonkeyPatch, ranks: int, seed: int
+) -> None:
+    monkeypatch.setattr(_arrow, "_ROWS", 5)
+    generator = torch.Generator().manual_seed(seed)
+    # Up to several row groups a sequence.
+    lengths = torch.randint(1, (4, 40)[seed % 2], (12,), generator=generator).tolist()
+    ids = [f"s{n}" for n, length in enumerate(lengths) for _ in range(length)]
+    path = write({"id": ids, "time": list(range(len(ids))), "x": [1.0] * len(ids)}, row_group_size=3)
+    read: list[str] = []
+    for rank in range(ranks):
+        for chunk in iter_sequences(path, chunk_events=4, share=(rank, ranks)):
+            read += chunk.ids
+            for name, (_, times) in zip(chunk.ids, chunk.events, strict=True):
+                first = ids.index(name)
+                assert times.tolist() == list(range(first, first + ids.count(name)))
+    assert read == [f"s{n}" for n in range(12)]
+
+
+def test_shares_are_about_equal_and_rows_are_named_as_in_the_file(write: Write) -> None:
+    ids = [f"s{n // 10:03}" for n in range(1000)]
+    values: list[float] = [1.0] * 1000
+    values[850] = float("inf")
+    columns = {"id": ids, "time": list(range(1000)), "x": values}
+    path = write(columns, row_group_size=50)
+    for rank in range(3):
+        assert sum(len(chunk.ids) for chunk in iter_sequences(path, share=(rank, 4))) == 25
+    with pytest.raises(DataError, match=r"table\.parquet, row 851: x is inf"):
+        list(iter_sequences(path, share=(3, 4)))
+    with pytest.raises(DataError, match="20 row groups or files cannot be shared out among 21 ranks"):
+        list(iter_sequences(path, share=(0, 21)))
+    with pytest.raises(ValueError, match="share should be"):
+        iter_sequences(path, share=(2, 2))
+    files = [write(columns | {"x": [0.5] * 1000, "id": [f"{part}{name}" for name in ids]}, "csv", name=part)
+             for part in "ab"]  # fmt: skip
+    parts = [[name for chunk in iter_sequences(files, share=(rank, 2)) for name in chunk.ids] for rank in range(2)]
+    assert [(part[0][0], len(part)) for part in parts] == [("a", 100), ("b", 100)]
+
+
 def test_several_files_are_one_table(write: Write, tmp_path: Path) -> None:
     cut = {name: [column[:2], column[2:]] for name, column in WIDE.items()}
     files = [write({name: pa.array(cut[name][n], pa.array(WIDE[name]).type) for name in WIDE}, name=f"part{n}")
@@ -213,6 +256,21 @@ def test_repeated_values_and_empty_sequences_as_chosen(write: Write) -> None:
 def test_a_step_where_nothing_was_measured_stays_in_a_wide_table(write: Write) -> None:
     table = read_table(write({"id": ["a", "a"], "time": [1, 2], "x": [1.0, None]}))
     assert table.events.times.tolist() == [1, 2]
+
+
+def test_times_are_sorted_within_a_sequence_and_equal_ones_keep_their_order(write: Write) -> None:
+    columns = {"id": ["b"] * 4 + ["a"] * 2, "time": [3, 1, 3, 2, 9, 0], "x": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]}
+    events = read_table(write(columns)).events
+    assert events.times.tolist() == [1, 2, 3, 3, 0, 9]
+    assert events.values.flatten().tolist() == [2.0, 4.0, 1.0, 3.0, 6.0, 5.0]
+    assert events.lengths.tolist() == [4, 2]
+
+
+def test_without_pyarrow_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.delitem(sys.modules, "phased_lstm.data._arrow")
+    with pytest.raises(ImportError, match=r"pyarrow is not installed.*phased-lstm\[data\]"):
+        importlib.import_module("phased_lstm.data._arrow")
 
 
 def changed(columns: dict[str, Any], **replaced: Any) -> dict[str, Any]:

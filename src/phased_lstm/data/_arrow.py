@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,12 +73,64 @@ def column_names(path: Path) -> list[str]:
     raise AssertionError  # unreachable: _reading lets no exception pass silently
 
 
-def record_batches(path: Path, columns: Sequence[str]) -> Iterator[Any]:
-    """Yield the record batches of one file, one at a time in memory; all columns of a CSV file are strings.
+class Piece(NamedTuple):
+    """A part of a table that can be read alone.
+
+    Attributes:
+        path: of the file.
+        groups: row groups of a Parquet file; None: the whole file, of any kind.
+        first_row: number of its first row in the file.
+    """
+
+    path: Path
+    groups: range | None = None
+    first_row: int = 0
+
+
+def shares(source: Source, ranks: int) -> list[list[Piece]]:
+    """Cut a table into consecutive parts of about equal size, between row groups of Parquet files or other files.
+
+    Raises:
+        DataError: a file cannot be read, or there are fewer pieces than ranks.
+    """
+    pieces: list[Piece] = []
+    sizes: list[int] = []
+    for path in table_files(source):
+        if not path.name.lower().endswith(_PARQUET):
+            pieces.append(Piece(path))
+            sizes.append(path.stat().st_size)
+            continue
+        with _reading(path), pq.ParquetFile(path) as file:
+            row = 0
+            for number in range(file.num_row_groups):
+                group = file.metadata.row_group(number)
+                pieces.append(Piece(path, range(number, number + 1), row))
+                sizes.append(group.total_byte_size)
+                row += group.num_rows
+    if len(pieces) < ranks:
+        raise DataError(
+            f"{', '.join(map(str, table_files(source)))}: {len(pieces)} row groups or files cannot be shared out among "
+            f"{ranks} ranks; write smaller row groups (row_group_size of pyarrow.parquet.write_table)"
+        )
+    parts: list[list[Piece]] = [[] for _ in range(ranks)]
+    before, total = 0, max(1, sum(sizes))
+    for number, (piece, size) in enumerate(zip(pieces, sizes, strict=True)):
+        rank = min(ranks - 1, (2 * before + size) * ranks // (2 * total))
+        # No rank may be left without a piece, however unequal they are.
+        rank = max(rank, ranks - (len(pieces) - number))
+        rank = min(rank, next((n for n in range(rank) if not parts[n]), rank))
+        parts[rank].append(piece)
+        before += size
+    return parts
+
+
+def record_batches(piece: Piece, columns: Sequence[str]) -> Iterator[Any]:
+    """Yield the record batches of a piece, one at a time in memory; all columns of a CSV file are strings.
 
     Raises:
         DataError: the file cannot be read to its end, or lacks a column.
     """
+    path = piece.path
     names = column_names(path)
     for column in columns:
         if names.count(column) != 1:
@@ -87,7 +139,7 @@ def record_batches(path: Path, columns: Sequence[str]) -> Iterator[Any]:
     with _reading(path):
         if path.name.lower().endswith(_PARQUET):
             with pq.ParquetFile(path, pre_buffer=False) as file:
-                for batch in file.iter_batches(batch_size=_ROWS, columns=list(columns)):
+                for batch in file.iter_batches(_ROWS, piece.groups and list(piece.groups), list(columns)):
                     yield batch.select(list(columns))
         elif path.name.lower().endswith(_FEATHER):
             with pa.OSFile(str(path)) as file:
@@ -153,18 +205,18 @@ class Rows:
         return lambda row: self(start + row)
 
 
-def batches(source: Source, columns: Sequence[str]) -> Iterator[tuple[Any, Rows, int]]:
-    """Yield the record batches of a table that are not empty, the places of all rows, and the number of the first.
+def batches(pieces: Iterable[Piece], columns: Sequence[str]) -> Iterator[tuple[Any, Rows, int]]:
+    """Yield the record batches of pieces that are not empty, the places of all rows, and the number of the first.
 
     Raises:
-        DataError: there is no table, or a file that cannot be read to its end or lacks a column.
+        DataError: a file cannot be read to its end or lacks a column.
     """
     rows, total = Rows(), 0
-    for path in table_files(source):
-        row = 0
-        for batch in record_batches(path, columns):
+    for piece in pieces:
+        row = piece.first_row
+        for batch in record_batches(piece, columns):
             if batch.num_rows:
-                rows.add(total, path, row)
+                rows.add(total, piece.path, row)
                 yield batch, rows, total
             row += batch.num_rows
             total += batch.num_rows
@@ -214,6 +266,12 @@ def floats(array: Any, name: str, where: Where, dtype: Any = np.float64) -> NDAr
         row = int(infinite.argmax())
         raise DataError(f"{where(row)}: {name} is {numbers[row]}, expected a finite {np.dtype(dtype)} or nothing")
     return narrowed
+
+
+def leading(array: Any, entry: str) -> int:
+    """Return how many entries at the beginning of a column are this one."""
+    other = pc.index(pc.equal(array, entry), False).as_py()
+    return len(array) if other < 0 else int(other)
 
 
 def runs(array: Any) -> tuple[list[str], list[int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import numbers
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Self, overload
@@ -263,7 +264,8 @@ class EventBatch:
         Raises:
             IndexError: no such sequence.
         """
-        if isinstance(index, int):
+        if isinstance(index, (int, numbers.Integral)):
+            index = int(index)
             if not -len(self) <= index < len(self):
                 raise IndexError(f"sequence {index} of a batch of {len(self)}")
             start, stop = self.offsets[index % len(self) :][:2].tolist()
@@ -383,12 +385,14 @@ class EventBatch:
 
     def to(
         self,
-        device: torch.device | str | int | None = None,
+        device: torch.device | torch.dtype | str | int | None = None,
         dtype: torch.dtype | None = None,
         *,
         non_blocking: bool = False,
     ) -> Self:
-        """Move to a device, or convert the values (never the times) to a dtype, or both."""
+        """Move to a device, or convert the values (never the times) to a dtype, or both, as `Tensor.to` is called."""
+        if isinstance(device, torch.dtype):
+            device, dtype = None, device
         return self._unchecked(
             self.values.to(device=device, dtype=dtype, non_blocking=non_blocking),
             self.times.to(device=device, non_blocking=non_blocking),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError
-from ._arrow import Source, batches, floats, strings, table_files
+from ._arrow import Piece, Source, batches, floats, strings, table_files
 from ._arrow import targets as as_targets
 
 
@@ -112,11 +112,12 @@ def read_labels(source: Source, targets: Sequence[str], *, id: str = "id", stati
             missing or infinite, a static feature that is no number or infinite; or an empty table.
         ImportError: pyarrow is not installed.
     """
-    name = ", ".join(map(str, table_files(source)))
+    files = table_files(source)
+    name = ", ".join(map(str, files))
     seen: dict[str, int] = {}
     columns: dict[str, list[Any]] = {target: [] for target in targets}
     features: list[Tensor] = []
-    for batch, places, start in batches(source, list(dict.fromkeys([id, *targets, *static]))):
+    for batch, places, start in batches(map(Piece, files), list(dict.fromkeys([id, *targets, *static]))):
         where = places.after(start)
         for row, entry in enumerate(strings(batch.column(id), id, where).to_pylist()):
             if entry in seen:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Self, overload
 
@@ -93,7 +94,8 @@ class EventDataset(Dataset[Sample]):
 
     def __getitem__(self, index: int | slice | Tensor | Sequence[int]) -> Any:
         """Return one sample, or the data set of those chosen; see `EventBatch.__getitem__`."""
-        if isinstance(index, int):
+        if isinstance(index, (int, numbers.Integral)):
+            index = int(index)
             values, times = self.events[index]
             label = self._by_step()[index][0] if self.per_step else _rows(self.labels, index)
             return Sample(values, times, label, _rows(self.static, index), self.per_step)

@@ -15,7 +15,21 @@ import torch
 from numpy.typing import NDArray
 
 from ..errors import DataError
-from ._arrow import Rows, Source, TimeColumn, Where, batches, column_names, floats, runs, strings, table_files
+from ._arrow import (
+    Piece,
+    Rows,
+    Source,
+    TimeColumn,
+    Where,
+    batches,
+    column_names,
+    floats,
+    leading,
+    runs,
+    shares,
+    strings,
+    table_files,
+)
 from .events import EventBatch
 
 _DTYPES = {torch.float32: np.float32, torch.float64: np.float64}
@@ -121,6 +135,7 @@ def iter_sequences(
     channels: Sequence[str] | None = None,
     chunk_events: int = 1 << 18,
     dtype: torch.dtype = torch.float32,
+    share: tuple[int, int] | None = None,
 ) -> Iterator[Table]:
     """Read a table in chunks of whole sequences, in the order of the table.
 
@@ -135,24 +150,29 @@ def iter_sequences(
             sorted, for which a long table is read once before.
         chunk_events: rows from which a chunk is complete at the end of a sequence.
         dtype: of the values, float32 or float64.
+        share: (rank, ranks) to read one of several consecutive parts of about equal size, cut between the row groups
+            of Parquet files or between other files; a sequence goes to the rank in whose part it begins, so that all
+            ranks together read every sequence once. That an id comes back is noticed within a part only.
 
     Raises:
         DataError: naming the file and row (the first is 1, a header not counted): a missing column, an id that is
             missing or comes back after another, a time that is missing, not finite or not to be parsed, a value that
             is infinite or no number, a channel that is not in the vocabulary, a second value of a channel at one
-            time, a sequence without values, a file that is truncated.
+            time, a sequence without values, a file that is truncated; or fewer row groups than ranks.
         ImportError: pyarrow is not installed.
-        ValueError: another dtype, or chunk_events below 1.
+        ValueError: another dtype, chunk_events below 1, or a rank that is not among the ranks.
     """
     if dtype not in _DTYPES:
         raise ValueError(f"dtype should be torch.float32 or torch.float64, got {dtype}")
     if chunk_events < 1:
         raise ValueError(f"chunk_events should be at least 1, got {chunk_events}")
+    if share is not None and not 0 <= share[0] < share[1]:
+        raise ValueError(f"share should be (rank, ranks) with rank from 0 to ranks - 1, got {share}")
     format = TableFormat.detect(source) if format is None else format
     names = tuple(scan_channels(source, format) if channels is None else map(str, channels))
     if not names or len(set(names)) < len(names):
         raise DataError(f"channels should be distinct, and at least one, got {', '.join(names) or 'none'}")
-    return _Reader(format, names, chunk_events, dtype).read(source)
+    return _Reader(format, names, chunk_events, dtype).read(source, share)
 
 
 def scan_channels(source: Source, format: TableFormat) -> tuple[str, ...]:
@@ -167,11 +187,52 @@ def scan_channels(source: Source, format: TableFormat) -> tuple[str, ...]:
     if format.channel is None:
         return tuple(name for name in column_names(files[0]) if name not in (format.id, format.time))
     found: set[str] = set()
-    for batch, rows, start in batches(source, [format.channel]):
+    for batch, rows, start in batches(map(Piece, files), [format.channel]):
         found.update(strings(batch.column(0), format.channel, rows.after(start)).unique().to_pylist())
     if not found:
         raise DataError(f"{', '.join(map(str, files))}: the table has no sequences")
     return tuple(sorted(found))
+
+
+def _shared(source: Source, columns: Sequence[str], rank: int, ranks: int) -> Iterator[tuple[Any, Rows, int]]:
+    """The rows of the sequences that begin in one rank's part, as `batches` gives them."""
+    parts = shares(source, ranks)
+    # The sequence with which the part before ends belongs to that part.
+    previous = _last_id([piece for part in parts[:rank] for piece in part], columns[0])
+    current: str | None = None
+    beyond = False
+
+    def pieces() -> Iterator[Piece]:
+        nonlocal beyond
+        yield from parts[rank]
+        beyond = True
+        for part in parts[rank + 1 :]:
+            yield from part
+
+    for batch, rows, start in batches(pieces(), columns):
+        if beyond and current is None:
+            return
+        ids = strings(batch.column(0), columns[0], rows.after(start))
+        begin = 0 if previous is None else leading(ids, previous)
+        if begin == len(ids):
+            continue
+        previous = None
+        end = leading(ids, current) if beyond and current is not None else len(ids)
+        if end > begin:
+            yield batch.slice(begin, end - begin), rows, start + begin
+        if end < len(ids):
+            return
+        current = ids[-1].as_py()
+
+
+def _last_id(pieces: Sequence[Piece], id: str) -> str | None:
+    for piece in reversed(pieces):
+        last: str | None = None
+        for batch, rows, start in batches([piece], [id]):
+            last = strings(batch.column(0), id, rows.after(start))[-1].as_py()
+        if last is not None:
+            return last
+    return None
 
 
 class _Reader:
@@ -190,8 +251,8 @@ class _Reader:
         self._gathered = 0
         self._first_row = 0
 
-    def read(self, source: Source) -> Iterator[Table]:
-        """Yield the chunks of a table."""
+    def read(self, source: Source, share: tuple[int, int] | None) -> Iterator[Table]:
+        """Yield the chunks of a table, or of a share of it."""
         format = self._format
         if format.channel is not None:
             columns = [format.id, format.time, format.channel, format.value]
@@ -200,7 +261,10 @@ class _Reader:
                 for path in table_files(source):
                     self._check_features(path)
             columns = [format.id, format.time, *self._channels]
-        for batch, rows, start in batches(source, columns):
+        found = batches(map(Piece, table_files(source)), columns) if share is None else _shared(source, columns, *share)
+        for batch, rows, start in found:
+            if not self._gathered:
+                self._first_row = start
             self._add(batch, rows.after(start))
             if self._starts[-1] >= self._chunk_events:
                 yield from self._emit(self._starts[-1], rows)
