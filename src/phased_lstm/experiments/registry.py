@@ -19,6 +19,7 @@ MODULES = {
     "psmnist": "mnist_rows",
     "nmnist": "nmnist",
     "adding": "adding",
+    "xor": "xor",
 }
 
 
