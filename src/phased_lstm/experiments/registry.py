@@ -20,6 +20,7 @@ MODULES = {
     "nmnist": "nmnist",
     "adding": "adding",
     "xor": "xor",
+    "walker2d": "walker2d",
 }
 
 
