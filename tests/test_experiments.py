@@ -80,6 +80,13 @@ def test_table_names_what_falls_short_of_the_protocol(tmp_path: Path) -> None:
     assert "| 50 % |" in lines[2]
 
 
+def test_small_variants_are_not_set_beside_published_figures(tmp_path: Path) -> None:
+    tiny = experiment()
+    assert runner.run(tiny, tmp_path, quick=True, variants=["Phased"], progress=False)
+    summary = runner.summarise(tiny, tmp_path, tmp_path, quick=True)
+    assert [row["published"] for row in summary["rows"]] == [""]
+
+
 def test_runs_go_on_where_they_were(tmp_path: Path) -> None:
     tiny = experiment()
     assert runner.run(tiny, tmp_path / "parts", seeds=[0], steps=2, progress=False)
