@@ -21,6 +21,10 @@ MODULES = {
     "adding": "adding",
     "xor": "xor",
     "walker2d": "walker2d",
+    "frequency-standard": "frequency",
+    "frequency-high": "frequency",
+    "frequency-async": "frequency",
+    "frequency-two": "frequency",
 }
 
 

@@ -68,6 +68,10 @@ class SupervisedTask(abc.ABC):
     def finish(self) -> dict[str, Any]:
         """Evaluate after the last step."""
 
+    def penalty(self, batch: Batch) -> Tensor | None:
+        """What training adds to the loss, besides."""
+        return None
+
     def accuracy(self, outputs: Tensor, targets: Tensor) -> float | None:
         """The share of right answers, in a task that has them."""
         return None
@@ -78,7 +82,8 @@ class SupervisedTask(abc.ABC):
         self.optimizer.zero_grad()
         outputs = self.model(batch.values, batch.times, batch.lengths)
         loss = self.loss(outputs, batch.targets)
-        loss.backward()
+        penalty = self.penalty(batch)
+        (loss if penalty is None else loss + penalty).backward()
         self.optimizer.step()
         return self._named("train", loss.item(), self.accuracy(outputs.detach(), batch.targets))
 
