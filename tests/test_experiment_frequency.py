@@ -74,8 +74,17 @@ def test_the_protocol_is_kept() -> None:
         for variant in experiment.variants(False):
             settings = variant.settings
             assert variant.steps == epochs * 157
+            assert variant.fixed_length == (variant.name == "PhasedLSTM-decay") == (settings["decay_steps"] > 0)
             assert (settings["hidden_size"], settings["batch_size"], settings["lr"]) == (110, 32, 1e-3)
             assert settings["test_size"] == 512
+
+
+def test_the_rate_falls_along_a_cosine() -> None:
+    made = task("frequency-async", "PhasedLSTM-decay", decay_steps=4)
+    rates = [made.train_step(step)["learning_rate"] for step in (0, 1, 2, 3)]
+    assert rates == pytest.approx([1e-3, 8.535534e-4, 5e-4, 1.464466e-4])
+    assert made.optimizer.param_groups[0]["lr"] == rates[-1]
+    assert task("frequency-async").train_step(3000)["learning_rate"] == 1e-3
 
 
 def test_the_head_is_rectified_before_the_softmax() -> None:
@@ -98,7 +107,10 @@ def test_the_official_initialisation() -> None:
     assert -10 < float(gate.shift.detach().max()) <= 0
     assert float(gate.period.detach().min()) >= 2.718
     assert float(gate.period.detach().max()) <= 20.09
-    with pytest.raises(TypeError, match="got LSTM"):
+    ours = task("frequency-async", hidden_size=200).model.rnn.gate_l0
+    assert float(ours.shift.detach().min()) >= 0
+    assert bool((ours.shift < ours.period).all())
+    with pytest.raises(ValueError, match="got 'official' of LSTM"):
         task("frequency-async", "LSTM-raw", init="official")
 
 
@@ -119,11 +131,47 @@ def test_a_penalty_closes_the_gates() -> None:
     free, held = task("frequency-async"), task("frequency-async", openness_penalty=50.0)
     batch = free.batch(0)
     assert free.penalty(batch) is None
-    assert float(held.penalty(batch)) == pytest.approx(50.0 * _mean_openness(held, batch), rel=1e-4)
+    penalty = held.penalty(batch)
+    assert penalty is not None
+    assert penalty.item() == pytest.approx(50.0 * _mean_openness(held, batch), rel=1e-4)
     for made in (free, held):
         for step in range(20):
             made.train_step(step)
     assert _mean_openness(held, batch) < _mean_openness(free, batch)
+
+
+def test_the_ablation_changes_one_thing_at_a_time() -> None:
+    experiment = registry.find("ablation-frequency")
+    default, *others = experiment.variants(False)
+    assert default.settings["gate"] == registry.find("frequency-async").variants(False)[0].settings["gate"]
+    for variant in others:
+        flat, wanted = ({**made.settings, **made.settings["gate"], "gate": None} for made in (variant, default))
+        changed = {name for name in flat | wanted if flat.get(name) != wanted.get(name)}
+        factors = {"leak", "openness_penalty", "oscillation", "cell", "peephole"}
+        assert changed - {"trainable_ratio_on", "ratio_on"} <= factors
+        assert 1 <= len(changed) <= 3, variant.name
+    assert len({json.dumps(variant.settings) for variant in (default, *others)}) == 1 + len(others)
+
+
+def test_every_row_of_the_ablation_trains_and_is_drawn(tmp_path: Path) -> None:
+    experiment = registry.find("ablation-frequency")
+    rows = []
+    for variant in experiment.variants(False):
+        made = experiment.task(dataclasses.replace(variant, settings=dict(variant.settings) | TINY), 1)
+        assert made.train_step(0)["train_loss"] > 0.1
+        before = [parameter.clone() for parameter in made.model.parameters()]
+        figures = made.finish()
+        # Timing steps must leave the model that is saved as it was tested.
+        assert all(torch.equal(old, new) for old, new in zip(before, made.model.parameters(), strict=True))
+        assert figures["cpu_seconds_per_step"] > 0
+        assert 0 < figures["openness"] <= 1
+        curve = {"step": [1.0], "test_accuracy": [0.5]}
+        rows.append({"variant": variant.name, "mean": figures, "sd": {}, "curves": [curve]})
+    summary = {
+        "title": "", "metric": {"key": "test_accuracy", "label": "test accuracy"}, "epoch_steps": 1, "rows": rows,
+    }  # fmt: skip
+    assert [path.name for path in experiment.figures(summary, tmp_path)] == ["curves.png", "tradeoff.png"]
+    assert (tmp_path / "tradeoff.png").stat().st_size > 5000
 
 
 def _mean_openness(made: FrequencyTask, batch: Batch) -> float:

@@ -25,6 +25,7 @@ MODULES = {
     "frequency-high": "frequency",
     "frequency-async": "frequency",
     "frequency-two": "frequency",
+    "ablation-frequency": "frequency_ablation",
 }
 
 
