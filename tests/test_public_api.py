@@ -20,6 +20,7 @@ from phased_lstm import (
     PhasedGRUCell,
     PhasedLSTM,
     PhasedLSTMCell,
+    Stream,
     TimeGate,
     backends,
     functional,
@@ -63,6 +64,11 @@ SIGNATURES: list[tuple[Any, dict[str, Any], dict[str, Any]]] = [
     (PhasedLSTMCell, CELL, {"peephole": False} | GATE | {"backend": "auto"}),
     (PhasedGRUCell, CELL, GATE | {"backend": "auto"}),
     (TimeGate, {"hidden_size": EMPTY}, GATE | FACTORY),
+    (PhasedLSTM.stream, {"streams": 1}, {"late": "error"}),
+    (PhasedGRU.stream, {"streams": 1}, {"late": "error"}),
+    (Stream.push, {"times": EMPTY, "values": EMPTY, "stream_ids": None}, {}),
+    (Stream.push_latest, {"times": EMPTY, "values": EMPTY, "stream_ids": None}, {}),
+    (Stream.reset, {"stream_ids": None}, {}),
     (PhasedLSTM.forward, {"input": EMPTY, "hx": None, "times": None}, WHOLE),
     (PhasedGRU.forward, {"input": EMPTY, "hx": None, "times": None}, WHOLE),
     (PhasedLSTMCell.forward, {"input": EMPTY, "hx": None, "times": None}, {}),
@@ -87,8 +93,8 @@ SIGNATURES: list[tuple[Any, dict[str, Any], dict[str, Any]]] = [
 
 def test_public_names() -> None:
     wanted = [
-        "Openness", "PhasedGRU", "PhasedGRUCell", "PhasedLSTM", "PhasedLSTMCell", "TimeGate", "__version__",
-        "backends", "functional",
+        "Openness", "PhasedGRU", "PhasedGRUCell", "PhasedLSTM", "PhasedLSTMCell", "Stream", "TimeGate",
+        "__version__", "backends", "functional",
     ]  # fmt: skip
     assert sorted(phased_lstm.__all__) == wanted
     assert dir(phased_lstm) == wanted
@@ -149,7 +155,9 @@ ALLOWED: dict[str, set[str]] = {
     "gate.py": {"_checks"},
     **{path: {"_checks", "gate", "ops"} for path in OPS},
     "functional.py": {"_checks", "gate", "ops"},
+    "streaming.py": {"_checks", "ops", "functional", "_base"},
     **{path: {"_checks", "gate", "ops", "functional", "_base", "_sequences"} for path in LAYERS},
+    "layers.py": {"_checks", "gate", "ops", "functional", "_base", "_sequences", "streaming"},
 }
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .layers import PhasedGRU as PhasedGRU
     from .layers import PhasedLSTM as PhasedLSTM
     from .ops.registry import backends as backends
+    from .streaming import Stream as Stream
 
 __version__ = "0.1.0"
 
@@ -26,6 +27,7 @@ _HOME = {
     "PhasedGRUCell": ".cells",
     "PhasedLSTM": ".layers",
     "PhasedLSTMCell": ".cells",
+    "Stream": ".streaming",
     "TimeGate": ".gate",
     "backends": ".ops.registry",
 }

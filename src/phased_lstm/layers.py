@@ -15,6 +15,7 @@ from ._checks import Oscillation, check_flag, check_size
 from ._sequences import PaddedBatch, Sequences, time_rows, to_padded
 from .functional import check_sequence
 from .gate import PERIOD_INIT_MAX, PERIOD_INIT_MIN
+from .streaming import Late, Stream
 
 _LSTM = TypeVar("_LSTM", bound="PhasedLSTM")
 _GRU = TypeVar("_GRU", bound="PhasedGRU")
@@ -109,6 +110,22 @@ class PhasedRNN(PhasedModule):
         for gate in self.gates:
             gate.fit_(rows, valid, generator=generator)
         return self
+
+    def stream(self, streams: int = 1, *, late: Late = "error") -> Stream:
+        """Make the states of live streams, to push events through the layer as they come.
+
+        Args:
+            streams: how many independent streams, S.
+            late: what an event does whose time is before one already seen in its stream: "error" or "accept".
+
+        Returns:
+            A `Stream` with all states zero. It reads the weights at each push, and always runs in evaluation semantics.
+
+        Raises:
+            TypeError: `streams` is not an int.
+            ValueError: `streams` or `late` out of range; a bidirectional layer; parameters of 16 bits.
+        """
+        return Stream(self, streams, late)
 
     def _run(
         self,

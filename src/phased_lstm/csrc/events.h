@@ -1,4 +1,4 @@
-// Times, the time gate, and the open events that come of them, from torch's tensors. For the one file that includes it.
+// Times, the time gate, and the open events that come of them, from torch's tensors. For the files that include it.
 #pragma once
 
 #include <algorithm>
@@ -29,6 +29,9 @@ struct Times {
   explicit Times(double time) : rows(1), steps(1), coarse(&alone_), alone_(time) {
     STD_TORCH_CHECK(std::isfinite(time), "times should be finite");
   }
+  // One row; nothing is copied, and all are known to be finite. `residue_` may be null.
+  Times(const double* coarse_, const double* residue_, int64_t steps_)
+      : rows(1), steps(steps_), coarse(coarse_), residue(residue_) {}
   explicit Times(const Tensor& times) : rows(times.dim() == 2 ? times.size(0) : 1), steps(times.size(times.dim() - 1)) {
     STD_TORCH_CHECK(times.is_cpu() && times.is_contiguous() && (times.dim() == 1 || times.dim() == 2),
                     "times should be (L,) or (N, L), contiguous, on the CPU");

@@ -1,5 +1,5 @@
 // What the operators do to torch's tensors, on the stable ABI: shapes, dtypes, new tensors, threads. Everything is in an
-// anonymous namespace, for the one file that includes it.
+// anonymous namespace, for the files that include it.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>

@@ -1,0 +1,370 @@
+// Live streams: one operator takes events of any of S independent streams through all layers of a stack, and carries
+// the streams' states on in place. An event's bits are those of the layer operator, whatever came with it in a push.
+#include <torch/csrc/stable/library.h>
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <tuple>
+#include <type_traits>
+#include <vector>
+
+#include "events.h"
+#include "instruction_set.h"
+#include "kernels.h"
+#include "tensors.h"
+
+namespace {
+
+using namespace phased_lstm;
+
+// Streams that go through the kernels side by side, to share reads of the weights; below the smaller number there is
+// nothing to share that would pay for bringing them side by side.
+constexpr int64_t kMostRows = 64, kFewestRows = 4;
+
+// Integer times stay within this of zero, so that a difference of two cannot overflow.
+constexpr int64_t kIntegerTimes = int64_t(1) << 62;
+
+// Events per unit below which it is worth looking which units have any.
+constexpr int64_t kFewEvents = 4;
+
+// The events of one stream in a push: count of them from `begin` on, in the order of `Push::order`.
+struct Segment {
+  int64_t stream, begin, count;
+};
+
+// The events of a push, brought together by stream; in a stream in the order of arrival.
+struct Push {
+  std::vector<int64_t> order;  // arrival number of each event; empty when it is the order of arrival already
+  std::vector<Segment> segments;
+  int64_t problem = -1;  // arrival number of the first event that cannot be taken
+  int64_t arrival(int64_t place) const { return order.empty() ? place : order[place]; }
+};
+
+// Sorts events by stream and checks what must hold before anything is applied: streams within S, times that are finite
+// and, unless late ones are accepted, do not go back within a stream. V: double or int64_t.
+template <typename V>
+Push arrange(const V* times, const int64_t* ids, int64_t id, int64_t count, const V* latest, int64_t streams,
+             bool accept_late) {
+  Push push;
+  const auto stream_of = [&](int64_t event) { return ids ? ids[event] : id; };
+  bool sorted = true;
+  for (int64_t e = 0; e < count && push.problem < 0; ++e) {
+    const int64_t stream = stream_of(e);
+    bool usable;
+    if constexpr (std::is_same_v<V, double>)
+      usable = std::isfinite(times[e]);
+    else
+      usable = times[e] < kIntegerTimes && times[e] > -kIntegerTimes;
+    if (stream < 0 || stream >= streams || !usable) push.problem = e;
+    sorted &= e == 0 || stream_of(e - 1) <= stream;
+  }
+  // What comes before an event that cannot be taken may be late, and then is the first problem.
+  const int64_t end = push.problem < 0 ? count : push.problem;
+  if (!sorted) {
+    push.order.resize(end);
+    std::iota(push.order.begin(), push.order.end(), int64_t(0));
+    std::stable_sort(push.order.begin(), push.order.end(),
+                     [&](int64_t a, int64_t b) { return stream_of(a) < stream_of(b); });
+  }
+  for (int64_t place = 0; place < end;) {
+    const int64_t begin = place, stream = stream_of(push.arrival(place));
+    V before = latest[stream];
+    for (; place < end && stream_of(push.arrival(place)) == stream; ++place) {
+      const int64_t event = push.arrival(place);
+      if (times[event] < before && !accept_late && (push.problem < 0 || event < push.problem)) push.problem = event;
+      before = std::max(before, times[event]);
+    }
+    push.segments.push_back({stream, begin, place - begin});
+  }
+  return push;
+}
+
+// Times of a push after a gate's origin, in the order of its segments, as doubles and what doubles cannot hold.
+template <typename V>
+struct Relative {
+  Buffer<double> coarse, residue;
+  Relative(const Push& push, const V* times, int64_t count, int64_t origin) : coarse(count) {
+    bool exact = true;
+    for (int64_t place = 0; place < count; ++place) {
+      const V time = times[push.arrival(place)] - static_cast<V>(origin);
+      coarse[place] = static_cast<double>(time);
+      if constexpr (std::is_same_v<V, int64_t>) {
+        STD_TORCH_CHECK(std::fabs(coarse[place]) < 0x1p63, "integer times should be within 2**62 of zero");
+        exact &= static_cast<int64_t>(coarse[place]) == time;
+      }
+    }
+    if (exact) return;
+    residue.resize(count);
+    for (int64_t place = 0; place < count; ++place)
+      residue[place] = static_cast<double>(times[push.arrival(place)] - static_cast<V>(origin) -
+                                           static_cast<V>(coarse[place]));
+  }
+};
+
+// Sequences of a few segments side by side, padded to the longest.
+template <typename T>
+struct Rows {
+  Buffer<T> input, h, c, output;
+  Buffer<double> times;
+  std::vector<int64_t> lengths, offsets;
+};
+
+// One layer of the stack over a push. `layer` lacks only what depends on the segments: `events` and `input` are those of
+// all of them, one behind the other.
+template <typename T>
+class LayerRun {
+ public:
+  // `output`: (E, H) or null. `new_h`, `new_c`: (segments, H).
+  LayerRun(const Layer<T>& layer, bool lstm, const T* packed, const T* h, const T* c, T* output, T* new_h, T* new_c)
+      : layer_(layer), lstm_(lstm), packed_(packed), h_(h), c_(c), output_(output), new_h_(new_h), new_c_(new_c) {}
+
+  // `by_length`: numbers of segments, the longest first.
+  void run(const std::vector<Segment>& segments, const std::vector<int64_t>& by_length) {
+    const int64_t count = static_cast<int64_t>(by_length.size());
+    for (int64_t first = 0; first < count;) {
+      const int64_t longest = segments[by_length[first]].count;
+      int64_t last = first + 1;
+      while (last < count && last - first < kMostRows && 2 * segments[by_length[last]].count >= longest) ++last;
+      if (last - first >= kFewestRows)
+        side_by_side(segments, by_length.data() + first, last - first, longest);
+      else
+        for (int64_t j = first; j < last; ++j) alone(segments[by_length[j]], by_length[j]);
+      first = last;
+    }
+  }
+
+ private:
+  void alone(const Segment& segment, int64_t number) {
+    const int64_t H = layer_.units;
+    Layer<T> layer = layer_;
+    layer.steps = segment.count;
+    layer.input += segment.begin * layer.inputs;
+    layer.times += segment.begin;
+    layer.events.offsets += segment.begin;
+    table<T>().forward(layer, lstm_,
+                       {h_ + segment.stream * H, lstm_ ? c_ + segment.stream * H : nullptr,
+                        output_ ? output_ + segment.begin * H : nullptr, new_h_ + number * H,
+                        lstm_ ? new_c_ + number * H : nullptr, nullptr},
+                       packed_, 0, 1);
+  }
+
+  void side_by_side(const std::vector<Segment>& segments, const int64_t* numbers, int64_t rows, int64_t steps) {
+    const int64_t H = layer_.units, I = layer_.inputs;
+    Rows<T>& at = rows_;
+    at.input.resize(rows * steps * I);
+    at.times.resize(rows * steps);
+    at.h.resize(rows * H);
+    at.c.resize(lstm_ ? rows * H : 0);
+    at.output.resize(output_ ? rows * steps * H : 0);
+    at.lengths.resize(rows);
+    at.offsets.resize(rows * (steps + 1));
+    for (int64_t row = 0; row < rows; ++row) {
+      const auto [stream, begin, count] = segments[numbers[row]];
+      std::copy_n(layer_.input + begin * I, count * I, &at.input[row * steps * I]);
+      std::copy_n(layer_.times + begin, count, &at.times[row * steps]);
+      std::copy_n(h_ + stream * H, H, &at.h[row * H]);
+      if (lstm_) std::copy_n(c_ + stream * H, H, &at.c[row * H]);
+      at.lengths[row] = count;
+      int64_t* offsets = &at.offsets[row * (steps + 1)];
+      std::copy_n(layer_.events.offsets + begin, count + 1, offsets);
+      std::fill(offsets + count + 1, offsets + steps + 1, offsets[count]);
+    }
+    Layer<T> layer = layer_;
+    layer.batch = rows;
+    layer.steps = steps;
+    layer.input = at.input.data();
+    layer.times = at.times.data();
+    layer.lengths = at.lengths.data();
+    layer.events.offsets = at.offsets.data();
+    Buffer<T> h_n(rows * H), c_n(lstm_ ? rows * H : 0);
+    const Forward<T> run{at.h.data(), lstm_ ? at.c.data() : nullptr, output_ ? at.output.data() : nullptr,
+                         h_n.data(), lstm_ ? c_n.data() : nullptr, nullptr};
+    const int64_t size = table<T>().group(layer);
+    spread((rows + size - 1) / size,
+           [&](int64_t begin, int64_t end) { table<T>().forward(layer, lstm_, run, packed_, begin, end); });
+    for (int64_t row = 0; row < rows; ++row) {
+      const Segment& segment = segments[numbers[row]];
+      std::copy_n(&h_n[row * H], H, new_h_ + numbers[row] * H);
+      if (lstm_) std::copy_n(&c_n[row * H], H, new_c_ + numbers[row] * H);
+      if (output_) std::copy_n(&at.output[row * steps * H], segment.count * H, output_ + segment.begin * H);
+    }
+  }
+
+  Layer<T> layer_;
+  bool lstm_;
+  const T* packed_;
+  const T *h_, *c_;
+  T *output_, *new_h_, *new_c_;
+  Rows<T> rows_;
+};
+
+// The weights of the units that have events.
+template <typename T>
+Buffer<T> pack_open(const Layer<T>& layer, bool lstm) {
+  Buffer<T> packed(table<T>().packed_size(layer, lstm));
+  std::vector<uint8_t> wanted;
+  if (layer.events.count < kFewEvents * layer.units) {
+    wanted.resize(layer.units, 0);
+    for (int64_t e = 0; e < layer.events.count; ++e) wanted[layer.events.units[e]] = 1;
+  }
+  table<T>().pack(layer, lstm, packed.data(), wanted.empty() ? nullptr : wanted.data());
+  return packed;
+}
+
+// What the operator takes besides the events.
+struct Stack {
+  Tensor h;       // (layers, S, H)
+  MaybeTensor c;  // the same for an LSTM
+  // Of each layer: weight_ih, weight_hh, then bias_ih, bias_hh, then peephole, as far as there are any, then the gate's
+  // period, shift, ratio_on.
+  std::vector<Tensor> weights;
+  std::vector<int64_t> origins, oscillations;
+  bool bias, peephole;
+  int64_t layers, streams, units;
+
+  Stack(Tensor h_, MaybeTensor c_, std::vector<Tensor> weights_, std::vector<int64_t> origins_,
+        std::vector<int64_t> oscillations_, bool bias_, bool peephole_)
+      : h(h_), c(c_), weights(std::move(weights_)), origins(std::move(origins_)),
+        oscillations(std::move(oscillations_)), bias(bias_), peephole(peephole_) {
+    STD_TORCH_CHECK(h.dim() == 3, "h should be (layers, S, H)");
+    layers = h.size(0), streams = h.size(1), units = h.size(2);
+    STD_TORCH_CHECK(layers > 0 && units > 0, "there should be at least one layer and one unit");
+    STD_TORCH_CHECK(static_cast<int64_t>(weights.size()) == layers * each() &&
+                        static_cast<int64_t>(origins.size()) == layers &&
+                        static_cast<int64_t>(oscillations.size()) == layers,
+                    "there should be ", each(), " tensors, an origin and an oscillation for each layer");
+  }
+  int64_t each() const { return 5 + 2 * bias + peephole; }
+};
+
+template <typename T, typename V>
+void push_events(const Stack& stack, const Push& push, const T* values, int64_t inputs, const V* times, V* latest,
+                 int64_t count, T* result, bool last_only) {
+  const bool lstm = stack.c.has_value();
+  const int64_t S = stack.streams, H = stack.units, G = lstm ? 4 : 3;
+  const auto touched = static_cast<int64_t>(push.segments.size());
+  Tensor h_state = stack.h;
+  T* h = output<T>(h_state);
+  T* c = nullptr;
+  MaybeTensor c_state = stack.c;
+  if (lstm) c = output<T>(*c_state);
+  std::vector<int64_t> by_length(touched);
+  std::iota(by_length.begin(), by_length.end(), int64_t(0));
+  std::stable_sort(by_length.begin(), by_length.end(), [&](int64_t a, int64_t b) {
+    return push.segments[a].count > push.segments[b].count;
+  });
+  Buffer<T> sorted, between[2], new_h(stack.layers * touched * H), new_c(lstm ? new_h.size() : 0);
+  const T* input = values;
+  if (!push.order.empty()) {
+    sorted.resize(count * inputs);
+    for (int64_t place = 0; place < count; ++place)
+      std::copy_n(values + push.order[place] * inputs, inputs, &sorted[place * inputs]);
+    input = sorted.data();
+  }
+  for (int64_t index = 0; index < stack.layers; ++index) {
+    const Tensor* next = &stack.weights[index * stack.each()];
+    const int64_t I = index ? H : inputs;
+    const bool last = index == stack.layers - 1;
+    STD_TORCH_CHECK(stack.oscillations[index] >= kTriangle && stack.oscillations[index] <= kCosine,
+                    "unknown oscillation");
+    Layer<T> layer{};
+    layer.batch = 1;
+    layer.inputs = I;
+    layer.units = H;
+    layer.weight_ih = pointer<T>(*next++, "weight_ih", {G * H, I});
+    layer.weight_hh = pointer<T>(*next++, "weight_hh", {G * H, H});
+    if (stack.bias) {
+      layer.bias_ih = pointer<T>(*next++, "bias_ih", {G * H});
+      layer.bias_hh = pointer<T>(*next++, "bias_hh", {G * H});
+    }
+    if (stack.peephole) layer.peephole = pointer<T>(*next++, "peephole", {3, H});
+    const GateOf gate(next[0], next[1], next[2], H);
+    const Buffer<T> ratio_on(gate.ratio_on, gate.ratio_on + H);
+    layer.ratio_on = ratio_on.data();
+    layer.oscillation = static_cast<Oscillation>(stack.oscillations[index]);
+    const Relative<V> relative(push, times, count, stack.origins[index]);
+    const Times stamps(relative.coarse.data(), relative.residue.empty() ? nullptr : relative.residue.data(), count);
+    const FoundEvents<T> found(nullptr, stamps, gate, H, false);
+    layer.events = found.events;
+    layer.events.shared = false;
+    layer.times = stamps.coarse;
+    layer.input = input;
+    const Buffer<T> packed = pack_open(layer, lstm);
+    // In the order of arrival the last layer's output is the result.
+    T* out = nullptr;
+    if (last && !last_only && push.order.empty()) {
+      out = result;
+    } else if (!last || !last_only) {
+      between[index % 2].resize(count * H);
+      out = between[index % 2].data();
+    }
+    LayerRun<T> run(layer, lstm, packed.data(), h + index * S * H, lstm ? c + index * S * H : nullptr, out,
+                    new_h.data() + index * touched * H, lstm ? new_c.data() + index * touched * H : nullptr);
+    run.run(push.segments, by_length);
+    input = out;
+  }
+  // Nothing fails from here on, so a push is applied as a whole or not at all.
+  for (int64_t index = 0; index < stack.layers; ++index)
+    for (int64_t j = 0; j < touched; ++j) {
+      const int64_t to = (index * S + push.segments[j].stream) * H, from = (index * touched + j) * H;
+      std::copy_n(&new_h[from], H, h + to);
+      if (lstm) std::copy_n(&new_c[from], H, c + to);
+    }
+  for (const auto& [stream, begin, length] : push.segments)
+    for (int64_t place = begin; place < begin + length; ++place)
+      latest[stream] = std::max(latest[stream], times[push.arrival(place)]);
+  if (last_only)
+    std::copy_n(&new_h[(stack.layers - 1) * touched * H], touched * H, result);
+  else if (!push.order.empty())
+    for (int64_t place = 0; place < count; ++place)
+      std::copy_n(input + place * H, H, result + push.order[place] * H);
+}
+
+// Takes events (E) through the stack and returns the last layer's h after each of them (E, H), or with `last_only` after
+// the last of each stream (touched, H); the streams touched, rising, with `last_only`; and -1, or the number of the first
+// event that cannot be taken, and then nothing is done. Times are float64 or int64 as `latest` (S) is. Without
+// `stream_ids` all events are of stream `stream_id`.
+std::tuple<Tensor, Tensor, int64_t> stream_push(Tensor values, Tensor times, MaybeTensor stream_ids, int64_t stream_id,
+                                                bool accept_late, bool last_only, Tensor latest, Tensor h,
+                                                MaybeTensor c, std::vector<Tensor> weights,
+                                                std::vector<int64_t> origins, std::vector<int64_t> oscillations,
+                                                bool bias, bool peephole) {
+  const Stack stack(h, c, std::move(weights), std::move(origins), std::move(oscillations), bias, peephole);
+  STD_TORCH_CHECK(values.dim() == 2 && values.size(1) > 0, "values should be (E, I)");
+  const int64_t E = values.size(0), I = values.size(1), S = stack.streams, H = stack.units;
+  const auto* ids = stream_ids ? pointer<int64_t>(*stream_ids, "stream_ids", {E}) : nullptr;
+  const auto with_times = [&]<typename V>(V) -> std::tuple<Tensor, Tensor, int64_t> {
+    const V* stamps = pointer<V>(times, "times", {E});
+    pointer<V>(latest, "latest", {S});
+    V* newest = output<V>(latest);
+    const Push push = arrange<V>(stamps, ids, stream_id, E, newest, S, accept_late);
+    const auto touched = static_cast<int64_t>(push.segments.size());
+    const bool refused = push.problem >= 0;
+    const auto run = [&]<typename T>(T) -> std::tuple<Tensor, Tensor, int64_t> {
+      pointer<T>(h, "h", {stack.layers, S, H});
+      pointer<T>(c, "c", {stack.layers, S, H});
+      const T* from = pointer<T>(values, "values", {E, I});
+      Tensor result = blank<T>(values, {refused ? 0 : last_only ? touched : E, H});
+      Tensor streams = blank<int64_t>(values, {last_only && !refused ? touched : 0});
+      if (refused) return {result, streams, push.problem};
+      if (E) push_events<T, V>(stack, push, from, I, stamps, newest, E, output<T>(result), last_only);
+      if (last_only)
+        for (int64_t j = 0; j < touched; ++j) output<int64_t>(streams)[j] = push.segments[j].stream;
+      return {result, streams, -1};
+    };
+    return values.scalar_type() == ScalarType::Double ? run(double{}) : run(float{});
+  };
+  return latest.scalar_type() == ScalarType::Long ? with_times(int64_t{}) : with_times(double{});
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_FRAGMENT(phased_lstm, m) {
+  m.def(
+      "stream_push(Tensor values, Tensor times, Tensor? stream_ids, int stream_id, bool accept_late, bool last_only, "
+      "Tensor(a!) latest, Tensor(b!) h, Tensor(c!)? c, Tensor[] weights, int[] origins, int[] oscillations, bool bias, "
+      "bool peephole) -> (Tensor, Tensor, int)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(phased_lstm, CPU, m) { m.impl("stream_push", TORCH_BOX(&stream_push)); }
