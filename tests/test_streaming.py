@@ -86,8 +86,6 @@ def test_chunk_size_changes_nothing(kind: str, backend: str, features: int, hidd
     assert torch.equal(in_parts(random, times, values, ids, [1, 16, 0, 3, 100, 30]), wanted)
     assert_same(single, whole)
     assert_same(random, whole)
-    assert torch.equal(whole.push_latest(times + 1000.0, values, ids).output, single.push(
-        times + 1000.0, values, ids)[[int((ids == s).nonzero()[-1]) for s in ids.unique()]])  # fmt: skip
 
 
 @BACKENDS
@@ -167,7 +165,9 @@ def test_a_state_that_does_not_fit_is_refused() -> None:
     before = stream.state_dict()
     with pytest.raises(ValueError, match="dictionary of h, c, latest, got: h"):
         stream.load_state_dict({"h": before["h"]})
-    with pytest.raises(ValueError, match=r"latest should be torch.float64 or torch.int64 of shape \(2,\), got .*\(3,\)"):
+    with pytest.raises(
+        ValueError, match=r"latest should be torch.float64 or torch.int64 of shape \(2,\), got .*\(3,\)"
+    ):
         stream.load_state_dict(before | {"h": before["h"] + 1, "latest": torch.zeros(3, dtype=torch.float64)})
     with pytest.raises(ValueError, match=r"c should be torch.float32 of shape \(1, 2, 9\), got torch.float64"):
         stream.load_state_dict(before | {"c": before["c"].double()})
@@ -191,7 +191,6 @@ BAD: dict[str, tuple[dict[int, float], dict[int, int], str]] = {
     "the first of several": ({6: 1.0, 8: math.nan}, {9: 9}, r"event 6: time 1.0 of stream 0 is before 4.0"),
     "late after the first": ({3: math.nan, 6: 1.0}, {}, r"event 3: times should be finite"),
 }
-# Streams take turns but for event 7, which is of the stream of event 6 + 1 = 7 % 3.
 IDS = [0, 1, 2, 0, 0, 2, 0, 1, 2, 0]
 
 
@@ -346,10 +345,16 @@ def test_output_is_the_state_of_every_stream(backend: str) -> None:
     times, values, ids = draw(50, streams=6)
     ids[ids == 2] = 5
     stream = rnn.stream(6)
+    every = rnn.stream(6).push(times, values, ids)
     latest = stream.push_latest(times, values, ids)
+    last = [int((ids == touched).nonzero()[-1]) for touched in ids.unique()]
+    assert torch.equal(latest.output, every[last])
     assert latest.stream_ids.tolist() == sorted(set(ids.tolist()))
     assert torch.equal(stream.output[latest.stream_ids], latest.output)
     assert torch.equal(stream.output[2], torch.zeros(9))
+    one = stream.push_latest(200.0, values[0], 2)
+    assert one.stream_ids.tolist() == [2]
+    assert torch.equal(one.output, stream.output[[2]])
 
 
 @BACKENDS
@@ -401,7 +406,7 @@ def test_strided_operands() -> None:
 def test_what_has_no_stream() -> None:
     with pytest.raises(ValueError, match="reverse direction begins at the end"):
         make(bidirectional=True).stream()
-    with pytest.raises(ValueError, match="the model is torch.bfloat16"):
+    with pytest.raises(ValueError, match=r"the model is torch.bfloat16"):
         make(dtype=torch.bfloat16).stream()
     with pytest.raises(ValueError, match="late should be one of error, accept, got 'drop'"):
         make().stream(late="drop")
@@ -415,8 +420,8 @@ X, T, ID = torch.zeros(4, 3), torch.arange(4.0), torch.zeros(4, dtype=torch.int6
 WRONG: dict[str, tuple[tuple[Any, ...], type[Exception], str]] = {
     "list of values": ((T, [1.0], ID), TypeError, "values should be a tensor, got: list"),
     "dtype of values": ((T, X.double(), ID), ValueError, r"values should be torch.float32 like the model"),
-    "width": ((T, X[:, :2], ID), ValueError, r"values should be of shape \(4, 3\) for 4 events got \(4, 2\)"),
-    "number of values": ((T, X[:3], ID), ValueError, r"of shape \(4, 3\) for 4 events got \(3, 3\)"),
+    "width": ((T, X[:, :2], ID), ValueError, r"values should be of shape \(4, 3\) for 4 events, got \(4, 2\)"),
+    "number of values": ((T, X[:3], ID), ValueError, r"of shape \(4, 3\) for 4 events, got \(3, 3\)"),
     "a chunk at one time": ((1.0, X, 0), ValueError, r"shape \(3,\) for one event, as times is a single time, got"),
     "times of rank 2": ((T.reshape(2, 2), X, ID), ValueError, r"times should be of shape \(E,\), or a single time"),
     "dtype of times": ((T.half(), X, ID), ValueError, "times should be int32, int64, float32 or float64"),
@@ -446,5 +451,7 @@ def test_a_model_that_was_converted() -> None:
     rnn = make()
     stream = rnn.stream()
     rnn.double()
-    with pytest.raises(ValueError, match="the model is now torch.float64 on cpu, its stream was made in torch.float32"):
+    with pytest.raises(
+        ValueError, match=r"the model is now torch.float64 on cpu, its stream was made in torch.float32"
+    ):
         stream.push(1.0, torch.zeros(3, dtype=torch.float64))

@@ -13,10 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from ._base import PEEPHOLES
-from ._checks import LARGEST_INTEGER_TIME, OSCILLATIONS, check_size, check_time_dtype
-from .functional import apply_gru, apply_lstm
-from .ops import registry
+from ._checks import LARGEST_INTEGER_TIME, check_size, check_time_dtype
+from ._pushes import Events, Held, Plan, each, explanation, native
 
 if TYPE_CHECKING:
     from .layers import PhasedRNN
@@ -40,29 +38,6 @@ class Latest(NamedTuple):
 
     stream_ids: Tensor
     output: Tensor
-
-
-class _Weights(NamedTuple):
-    """A layer's weights as they are at this moment; what a layer does not have is None."""
-
-    ih: Tensor
-    hh: Tensor
-    bias_ih: Tensor | None
-    bias_hh: Tensor | None
-    peephole: Tensor | None
-    gate: tuple[Tensor, Tensor, Tensor]
-    origin: int
-    oscillation: Any
-
-
-class _Events(NamedTuple):
-    """Events of a push: times (E,) float64 or int64, values (E, H_in), and the streams (E,) or the only one."""
-
-    times: Tensor
-    values: Tensor
-    ids: Tensor | None
-    id: int
-    single: bool
 
 
 class Stream:
@@ -105,13 +80,16 @@ class Stream:
         self.streams = streams
         self.late = late
         shape = (model.num_layers, streams, model.hidden_size)
+        self._dtype = weight.dtype
+        self._device = weight.device
         self._states = [torch.zeros(shape, dtype=weight.dtype, device=weight.device) for _ in range(model._state_count)]
+        self._plan: Plan | None = None
         self._hold(torch.full((streams,), -math.inf, dtype=torch.float64))
 
     def _hold(self, latest: Tensor) -> None:
         """Take the latest time of each stream (S,), on the CPU, float64 or int64."""
-        self._latest = latest
-        self._stamp = torch.zeros(1, dtype=latest.dtype)
+        self._held = Held(self._states, latest)
+        self._number = float if latest.dtype == torch.float64 else int
         self._unused = bool((latest == _NEVER[latest.dtype]).all())
 
     @property
@@ -139,8 +117,7 @@ class Stream:
                 is then applied.
             RuntimeError: values on another device than the model.
         """
-        output, _, single = self._push(times, values, stream_ids, False)
-        return output[0] if single else output
+        return self._push(times, values, stream_ids, False)[0]
 
     def push_latest(self, times: Tensor | float, values: Tensor, stream_ids: Tensor | int | None = None) -> Latest:
         """Take events as `push` does, and return the output after the last event of each stream only.
@@ -158,7 +135,7 @@ class Stream:
         Raises:
             TypeError, ValueError, RuntimeError: as `push`.
         """
-        output, touched, _ = self._push(times, values, stream_ids, True)
+        output, touched = self._push(times, values, stream_ids, True)
         return Latest(touched, output)
 
     def reset(self, stream_ids: Tensor | int | None = None) -> None:
@@ -183,8 +160,8 @@ class Stream:
         with torch.no_grad():
             for state in self._states:
                 state[:, chosen.to(state.device)] = 0.0
-            self._latest[chosen] = _NEVER[self._latest.dtype]
-        self._hold(self._latest)
+            self._held.latest[chosen] = _NEVER[self._held.latest.dtype]
+        self._hold(self._held.latest)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Copy what the streams hold.
@@ -194,7 +171,7 @@ class Stream:
             or int64, the lowest value of its dtype where none was seen. `torch.save` and safetensors take it.
         """
         names = ("h", "c")[: len(self._states)]
-        held = dict(zip(names, self._states, strict=True)) | {"latest": self._latest}
+        held = dict(zip(names, self._states, strict=True)) | {"latest": self._held.latest}
         return {name: tensor.clone() for name, tensor in held.items()}
 
     def load_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
@@ -222,58 +199,91 @@ class Stream:
                 own.copy_(state_dict[name])
         self._hold(state_dict["latest"].detach().clone().cpu())
 
-    def _push(self, times: Any, values: Any, stream_ids: Any, last_only: bool) -> tuple[Tensor, Tensor, bool]:
-        with torch.no_grad():
-            events = self._checked(times, values, stream_ids)
-            model, states = self.model, self._states
-            weights = [self._weights(layer) for layer in range(model.num_layers)]
-            run = self._native if registry.select(model.backend, events.values, 0.0).name == "native" else self._each
-            output, touched, problem = run(events, weights, states, last_only)
+    def _push(self, times: Any, values: Any, stream_ids: Any, last_only: bool) -> tuple[Tensor, Any]:
+        graded = torch.is_grad_enabled()
+        # torch.no_grad() would take a microsecond, of some fifteen.
+        torch._C._set_grad_enabled(False)
+        try:
+            plan = self._current()
+            events = None if last_only else self._quick(times, values, stream_ids)
+            if events is None:
+                events = self._checked(times, values, stream_ids, last_only)
+            run = native if plan.native else each
+            output, touched, problem = run(events, plan, self._held, self.late == "accept", last_only)
+        finally:
+            torch._C._set_grad_enabled(graded)
         if problem >= 0:
-            raise ValueError(self._explanation(events, problem))
-        self._unused = self._unused and not len(events.times)
-        return output, touched, events.single
+            raise ValueError(explanation(events, self._held, problem))
+        if self._unused:
+            self._unused = events.times is not None and not len(events.times)
+        return output, touched
 
-    def _checked(self, times: Any, values: Any, stream_ids: Any) -> _Events:
+    def _current(self) -> Plan:
+        """Return what the push needs of the model as it is now."""
+        model: Any = self.model
+        modules = model._modules
+        timings = [model._timing(name, modules[name]) for name in model._gate_names]
+        plan = self._plan
+        if plan is None or not plan.is_of(model, timings):
+            plan = self._plan = Plan.of(model, timings)
+        weight = plan.layers[0].weights[0]
+        if weight.dtype != self._dtype or weight.device != self._device:
+            raise ValueError(
+                f"the model is now {weight.dtype} on {weight.device}, its stream was made in {self._dtype} on "
+                f"{self._device}: make another with model.stream()"
+            )
+        return plan
+
+    def _quick(self, time: Any, values: Any, stream_id: Any) -> Events | None:
+        """The usual single event; None where anything is out of the ordinary."""
+        if (
+            type(time) is not self._number
+            or type(values) is not Tensor
+            or values.dtype != self._dtype
+            or values.device != self._device
+            or values.shape != (self.model.input_size,)
+            or not values.is_contiguous()
+            or not -LARGEST_INTEGER_TIME <= time <= LARGEST_INTEGER_TIME
+        ):
+            return None
+        if stream_id is None and self.streams == 1:
+            stream_id = 0
+        return Events(None, time, values, None, stream_id) if type(stream_id) is int else None
+
+    def _checked(self, times: Any, values: Any, stream_ids: Any, last_only: bool) -> Events:
         """Bring the events into one form, and check all but their values."""
-        model = self.model
-        own: Any = self._states[0]
         if not isinstance(values, Tensor):
             raise TypeError(f"values should be a tensor, got: {type(values).__name__}")
-        weight: Any = model._parameters.get("weight_ih_l0", None)
-        if weight is None:
-            weight = model.weight_ih_l0
-        if weight.dtype != own.dtype or weight.device != own.device:
+        if values.device != self._device:
+            raise RuntimeError(f"values are on {values.device} but the model is on {self._device}: move one with .to()")
+        if values.dtype != self._dtype:
             raise ValueError(
-                f"the model is now {weight.dtype} on {weight.device}, its stream was made in {own.dtype} on "
-                f"{own.device}: make another with model.stream()"
+                f"values should be {self._dtype} like the model, got {values.dtype}; convert with .to({self._dtype})"
             )
-        if values.device != own.device:
-            raise RuntimeError(f"values are on {values.device} but the model is on {own.device}: move one with .to()")
-        if values.dtype != own.dtype:
-            raise ValueError(f"values should be {own.dtype} like the model, got {values.dtype}: values.to({own.dtype})")
         single = not isinstance(times, Tensor) or times.dim() == 0
         stamps = self._tensor_times(times) if isinstance(times, Tensor) else self._number_time(times)
-        shape = (model.input_size,) if single else (len(stamps), model.input_size)
+        shape = (self.model.input_size,) if single else (len(stamps), self.model.input_size)
         if values.shape != shape:
-            what = "one event, as times is a single time," if single else f"{len(stamps)} events"
-            raise ValueError(f"values should be of shape {shape} for {what} got {tuple(values.shape)}")
+            what = "one event, as times is a single time" if single else f"{len(stamps)} events"
+            raise ValueError(f"values should be of shape {shape} for {what}, got {tuple(values.shape)}")
         ids, only = self._ids(stream_ids, single, len(stamps))
-        return _Events(stamps, (values.unsqueeze(0) if single else values).contiguous(), ids, only, single)
+        values = values.detach().contiguous()
+        if single and not last_only:
+            return Events(None, stamps.item(), values, ids, only)
+        return Events(stamps, 0.0, values.reshape(-1, self.model.input_size), ids, only)
 
     def _number_time(self, time: Any) -> Tensor:
         if isinstance(time, bool) or not isinstance(time, (int, float)):
             raise TypeError(f"times should be a tensor or a number, got: {type(time).__name__}")
-        floating = self._latest.dtype == torch.float64
         if isinstance(time, float):
             self._require_kind(torch.float64)
-        elif abs(time) > (_EXACT if floating and not self._unused else LARGEST_INTEGER_TIME):
-            if floating and not self._unused:
-                raise ValueError(f"integer {time} among floating times is beyond 2**53 and would be rounded")
+        elif abs(time) > LARGEST_INTEGER_TIME:
             raise ValueError(f"integer times should be within 2**62 of zero, got {time}")
         elif self._unused:
             self._require_kind(torch.int64)
-        return self._stamp.fill_(time)
+        elif self._number is float and abs(time) > _EXACT:
+            raise ValueError(f"integer {time} among floating times is beyond 2**53 and would be rounded")
+        return torch.tensor([time], dtype=self._held.latest.dtype)
 
     def _tensor_times(self, times: Tensor) -> Tensor:
         check_time_dtype(times)
@@ -285,13 +295,13 @@ class Stream:
 
     def _require_kind(self, dtype: torch.dtype) -> None:
         """Let the first times decide whether times are integers or floating."""
-        if self._latest.dtype == dtype:
+        if self._held.latest.dtype == dtype:
             return
         if not self._unused:
             kinds = {torch.float64: "floating", torch.int64: "integers"}
             raise ValueError(
-                f"times of these streams have been {kinds[self._latest.dtype]} so far, got {kinds[dtype]}: rounding "
-                f"one to the other would lose what is late; convert them, or reset() all streams"
+                f"times of these streams have been {kinds[self._held.latest.dtype]} so far, got {kinds[dtype]}: "
+                f"rounding one to the other would lose what is late; convert them, or reset() all streams"
             )
         self._hold(torch.full((self.streams,), _NEVER[dtype], dtype=dtype))
 
@@ -309,118 +319,6 @@ class Stream:
             wanted = "an int, as times is a single time" if single else f"an int or of shape ({count},), as times is"
             raise ValueError(f"stream_ids should be {wanted}, got shape {tuple(ids.shape)}")
         return ids.contiguous(), 0
-
-    def _weights(self, layer: int) -> _Weights:
-        model: Any = self.model
-        suffix = f"_l{layer}"
-        gate = getattr(model, "gate" + suffix)
-        timing = model._timing("gate" + suffix, gate)
-        if gate.hidden_size != model.hidden_size:
-            raise ValueError(f"gate{suffix} is of {gate.hidden_size} units, the layer has {model.hidden_size}")
-        biased, peephole = model.bias, None
-        if model.peephole:
-            peephole = torch.stack([getattr(model, name + suffix) for name in PEEPHOLES])
-        return _Weights(
-            getattr(model, "weight_ih" + suffix),
-            getattr(model, "weight_hh" + suffix),
-            getattr(model, "bias_ih" + suffix) if biased else None,
-            getattr(model, "bias_hh" + suffix) if biased else None,
-            peephole,
-            timing[:3],
-            int(gate.origin) if timing.origin is None else timing.origin,
-            gate.oscillation,
-        )
-
-    def _native(
-        self, events: _Events, layers: list[_Weights], states: list[Tensor], last_only: bool
-    ) -> tuple[Tensor, Tensor, int]:
-        """Return outputs, streams touched (with `last_only`), and -1 or the first event that cannot be taken."""
-        tensors: list[Tensor] = []
-        for layer in layers:
-            given = (layer.ih, layer.hh, layer.bias_ih, layer.bias_hh, layer.peephole)
-            tensors += [tensor.contiguous() for tensor in given if tensor is not None]
-            tensors += [value.double() for value in layer.gate]
-        found: tuple[Tensor, Tensor, int] = torch.ops.phased_lstm.stream_push.default(
-            events.values, events.times, events.ids, events.id, self.late == "accept", last_only,
-            self._latest, states[0], states[1] if len(states) == 2 else None, tensors,
-            [layer.origin for layer in layers], [OSCILLATIONS.index(layer.oscillation) for layer in layers],
-            self.model.bias, self.model.peephole,
-        )  # fmt: skip
-        return found
-
-    def _each(
-        self, events: _Events, layers: list[_Weights], states: list[Tensor], last_only: bool
-    ) -> tuple[Tensor, Tensor, int]:
-        """As `_native`, a stream after the other, on any backend."""
-        times, values, ids = events.times, events.values, events.ids
-        ids = torch.full_like(times, events.id, dtype=torch.int64) if ids is None else ids
-        problem = self._first_problem(times, ids)
-        if problem >= 0:
-            return values[:0], ids[:0], problem
-        touched = ids.unique()
-        output = values.new_empty((len(times), self.model.hidden_size))
-        ends: list[tuple[int, list[list[Tensor]], Tensor]] = []
-        for stream in touched.tolist():
-            chosen = (ids == stream).nonzero().flatten()
-            x = values[chosen.to(values.device)].unsqueeze(0)
-            finals = []
-            for index, layer in enumerate(layers):
-                start = [state[index, stream : stream + 1] for state in states]
-                x, *final = self._run_layer(layer, x, times[chosen].unsqueeze(0), start)
-                finals.append(final)
-            output[chosen.to(values.device)] = x[0]
-            ends.append((stream, finals, times[chosen].max()))
-        for stream, finals, latest in ends:
-            for index, final in enumerate(finals):
-                for state, new in zip(states, final, strict=True):
-                    state[index, stream] = new[0]
-            self._latest[stream] = torch.maximum(self._latest[stream], latest)
-        return states[0][-1, touched.to(values.device)] if last_only else output, touched, -1
-
-    def _run_layer(self, layer: _Weights, x: Tensor, times: Tensor, start: list[Tensor]) -> Any:
-        relative = (times if layer.origin == 0 else times - layer.origin).to(x.device)
-        options: dict[str, Any] = {
-            "leak": 0.0, "oscillation": layer.oscillation, "lengths": None, "reverse": False, "return_sequence": True,
-            "backend": self.model.backend,
-        }  # fmt: skip
-        with torch.autocast(x.device.type, enabled=False):
-            if len(start) == 1:
-                biases = (layer.bias_ih, layer.bias_hh)
-                return apply_gru(x, relative, start[0], layer.ih, layer.hh, *biases, *layer.gate, **options)
-            bias = None if layer.bias_ih is None or layer.bias_hh is None else layer.bias_ih + layer.bias_hh
-            options["peephole"] = layer.peephole
-            return apply_lstm(x, relative, start[0], start[1], layer.ih, layer.hh, bias, *layer.gate, **options)
-
-    def _first_problem(self, times: Tensor, ids: Tensor) -> int:
-        """Return the first event that cannot be taken, or -1; the operator's `arrange` says the same."""
-        usable = torch.isfinite(times) if times.is_floating_point() else times.abs() <= LARGEST_INTEGER_TIME
-        wrong = ~usable | (ids < 0) | (ids >= self.streams)
-        end = int(wrong.int().argmax()) if bool(wrong.any()) else len(times)
-        found = [end] if end < len(times) else []
-        for stream in ids[:end].unique().tolist() if self.late == "error" else []:
-            chosen = (ids[:end] == stream).nonzero().flatten()
-            row = times[chosen]
-            before = torch.cat([self._latest[stream : stream + 1], row]).cummax(0).values[:-1]
-            found += chosen[row < before][:1].tolist()
-        return min(found, default=-1)
-
-    def _explanation(self, events: _Events, problem: int) -> str:
-        time = events.times[problem].item()
-        stream = events.id if events.ids is None else int(events.ids[problem])
-        where = "" if events.single else f"event {problem}: "
-        unchanged = "; nothing of this push was applied"
-        if not 0 <= stream < self.streams:
-            return f"{where}stream_ids should be from 0 to {self.streams - 1}, got {stream}{unchanged}"
-        if not math.isfinite(time):
-            return f"{where}times should be finite, got {time} in stream {stream}; drop or repair it{unchanged}"
-        if abs(time) > LARGEST_INTEGER_TIME and isinstance(time, int):
-            return f"{where}integer times should be within 2**62 of zero, got {time} in stream {stream}{unchanged}"
-        mine = torch.full_like(events.times, True, dtype=torch.bool) if events.ids is None else events.ids == stream
-        before = [*events.times[:problem][mine[:problem]].tolist(), self._latest[stream].item()]
-        return (
-            f"{where}time {time} of stream {stream} is before {max(before)}, which it has seen: sort the events of a "
-            f"stream by time, or take them as they come with stream(late='accept'){unchanged}"
-        )
 
 
 def _stream_id(given: Any) -> int:

@@ -106,18 +106,42 @@ struct Relative {
 template <typename T>
 struct Rows {
   Buffer<T> input, h, c, output;
+  Buffer<T> h_n, c_n;
   Buffer<double> times;
   std::vector<int64_t> lengths, offsets;
 };
 
-// One layer of the stack over a push. `layer` lacks only what depends on the segments: `events` and `input` are those of
-// all of them, one behind the other.
+// What a push needs for a while. Each thread keeps its own from push to push: given back to the system and taken again,
+// every page would cost more than the events in it.
+template <typename T>
+struct Workspace {
+  Buffer<T> sorted, between[2], new_h, new_c, packed;
+  Rows<T> rows;
+  static Workspace& of_thread() {
+    thread_local Workspace workspace;
+    return workspace;
+  }
+  // Of an unusually large push nothing is kept.
+  void tidy() {
+    if ((sorted.size() + between[0].size() + new_h.size() + rows.output.size()) * sizeof(T) > kMostKept)
+      *this = Workspace();
+  }
+
+ private:
+  static constexpr size_t kMostKept = 64 << 20;
+};
+
+// One layer of the stack over a push. `layer` lacks only what depends on the segments: `events` and `input` are those
+// of all of them, one behind the other.
 template <typename T>
 class LayerRun {
  public:
-  // `output`: (E, H) or null. `new_h`, `new_c`: (segments, H).
-  LayerRun(const Layer<T>& layer, bool lstm, const T* packed, const T* h, const T* c, T* output, T* new_h, T* new_c)
-      : layer_(layer), lstm_(lstm), packed_(packed), h_(h), c_(c), output_(output), new_h_(new_h), new_c_(new_c) {}
+  // `output`: (E, H) or null; `to`: the row of each event in it, or null for the event's own place. `new_h`, `new_c`:
+  // (segments, H).
+  LayerRun(const Layer<T>& layer, bool lstm, const T* packed, const T* h, const T* c, T* output, const int64_t* to,
+           T* new_h, T* new_c, Rows<T>& rows)
+      : layer_(layer), lstm_(lstm), packed_(packed), h_(h), c_(c), output_(output), to_(to), new_h_(new_h),
+        new_c_(new_c), rows_(rows) {}
 
   // `by_length`: numbers of segments, the longest first.
   void run(const std::vector<Segment>& segments, const std::vector<int64_t>& by_length) {
@@ -137,16 +161,31 @@ class LayerRun {
  private:
   void alone(const Segment& segment, int64_t number) {
     const int64_t H = layer_.units;
+    T* out = output_ ? output_ + segment.begin * H : nullptr;
+    if (output_ && to_) {
+      rows_.output.resize(segment.count * H);
+      out = rows_.output.data();
+    }
     Layer<T> layer = layer_;
     layer.steps = segment.count;
     layer.input += segment.begin * layer.inputs;
     layer.times += segment.begin;
     layer.events.offsets += segment.begin;
     table<T>().forward(layer, lstm_,
-                       {h_ + segment.stream * H, lstm_ ? c_ + segment.stream * H : nullptr,
-                        output_ ? output_ + segment.begin * H : nullptr, new_h_ + number * H,
+                       {h_ + segment.stream * H, lstm_ ? c_ + segment.stream * H : nullptr, out, new_h_ + number * H,
                         lstm_ ? new_c_ + number * H : nullptr, nullptr},
                        packed_, 0, 1);
+    if (output_ && to_) put(segment, out);
+  }
+
+  // Copies a segment's outputs to where they belong.
+  void put(const Segment& segment, const T* from) {
+    const int64_t H = layer_.units;
+    if (!to_) {
+      std::copy_n(from, segment.count * H, output_ + segment.begin * H);
+      return;
+    }
+    for (int64_t j = 0; j < segment.count; ++j) std::copy_n(from + j * H, H, output_ + to_[segment.begin + j] * H);
   }
 
   void side_by_side(const std::vector<Segment>& segments, const int64_t* numbers, int64_t rows, int64_t steps) {
@@ -177,17 +216,18 @@ class LayerRun {
     layer.times = at.times.data();
     layer.lengths = at.lengths.data();
     layer.events.offsets = at.offsets.data();
-    Buffer<T> h_n(rows * H), c_n(lstm_ ? rows * H : 0);
+    at.h_n.resize(rows * H);
+    at.c_n.resize(lstm_ ? rows * H : 0);
     const Forward<T> run{at.h.data(), lstm_ ? at.c.data() : nullptr, output_ ? at.output.data() : nullptr,
-                         h_n.data(), lstm_ ? c_n.data() : nullptr, nullptr};
+                         at.h_n.data(), lstm_ ? at.c_n.data() : nullptr, nullptr};
     const int64_t size = table<T>().group(layer);
     spread((rows + size - 1) / size,
            [&](int64_t begin, int64_t end) { table<T>().forward(layer, lstm_, run, packed_, begin, end); });
     for (int64_t row = 0; row < rows; ++row) {
       const Segment& segment = segments[numbers[row]];
-      std::copy_n(&h_n[row * H], H, new_h_ + numbers[row] * H);
-      if (lstm_) std::copy_n(&c_n[row * H], H, new_c_ + numbers[row] * H);
-      if (output_) std::copy_n(&at.output[row * steps * H], segment.count * H, output_ + segment.begin * H);
+      std::copy_n(&at.h_n[row * H], H, new_h_ + numbers[row] * H);
+      if (lstm_) std::copy_n(&at.c_n[row * H], H, new_c_ + numbers[row] * H);
+      if (output_) put(segment, &at.output[row * steps * H]);
     }
   }
 
@@ -195,29 +235,30 @@ class LayerRun {
   bool lstm_;
   const T* packed_;
   const T *h_, *c_;
-  T *output_, *new_h_, *new_c_;
-  Rows<T> rows_;
+  T* output_;
+  const int64_t* to_;
+  T *new_h_, *new_c_;
+  Rows<T>& rows_;
 };
 
-// The weights of the units that have events.
+// Packs the weights of the units that have events.
 template <typename T>
-Buffer<T> pack_open(const Layer<T>& layer, bool lstm) {
-  Buffer<T> packed(table<T>().packed_size(layer, lstm));
+void pack_open(const Layer<T>& layer, bool lstm, Buffer<T>& packed) {
+  packed.resize(table<T>().packed_size(layer, lstm));
   std::vector<uint8_t> wanted;
   if (layer.events.count < kFewEvents * layer.units) {
     wanted.resize(layer.units, 0);
     for (int64_t e = 0; e < layer.events.count; ++e) wanted[layer.events.units[e]] = 1;
   }
   table<T>().pack(layer, lstm, packed.data(), wanted.empty() ? nullptr : wanted.data());
-  return packed;
 }
 
 // What the operator takes besides the events.
 struct Stack {
   Tensor h;       // (layers, S, H)
   MaybeTensor c;  // the same for an LSTM
-  // Of each layer: weight_ih, weight_hh, then bias_ih, bias_hh, then peephole, as far as there are any, then the gate's
-  // period, shift, ratio_on.
+  // Of each layer: weight_ih, weight_hh, then bias_ih, bias_hh, then the peepholes of i, f, o, as far as there are any,
+  // then the gate's period, shift, ratio_on.
   std::vector<Tensor> weights;
   std::vector<int64_t> origins, oscillations;
   bool bias, peephole;
@@ -234,8 +275,10 @@ struct Stack {
                         static_cast<int64_t>(origins.size()) == layers &&
                         static_cast<int64_t>(oscillations.size()) == layers,
                     "there should be ", each(), " tensors, an origin and an oscillation for each layer");
+    for (Tensor& weight : weights)
+      if (!weight.is_contiguous()) weight = torch::stable::contiguous(weight);
   }
-  int64_t each() const { return 5 + 2 * bias + peephole; }
+  int64_t each() const { return 5 + 2 * bias + 3 * peephole; }
 };
 
 template <typename T, typename V>
@@ -254,13 +297,16 @@ void push_events(const Stack& stack, const Push& push, const T* values, int64_t 
   std::stable_sort(by_length.begin(), by_length.end(), [&](int64_t a, int64_t b) {
     return push.segments[a].count > push.segments[b].count;
   });
-  Buffer<T> sorted, between[2], new_h(stack.layers * touched * H), new_c(lstm ? new_h.size() : 0);
+  Workspace<T>& work = Workspace<T>::of_thread();
+  Buffer<T>&new_h = work.new_h, &new_c = work.new_c, &packed = work.packed;
+  new_h.resize(stack.layers * touched * H);
+  new_c.resize(lstm ? new_h.size() : 0);
   const T* input = values;
   if (!push.order.empty()) {
-    sorted.resize(count * inputs);
+    work.sorted.resize(count * inputs);
     for (int64_t place = 0; place < count; ++place)
-      std::copy_n(values + push.order[place] * inputs, inputs, &sorted[place * inputs]);
-    input = sorted.data();
+      std::copy_n(values + push.order[place] * inputs, inputs, &work.sorted[place * inputs]);
+    input = work.sorted.data();
   }
   for (int64_t index = 0; index < stack.layers; ++index) {
     const Tensor* next = &stack.weights[index * stack.each()];
@@ -278,7 +324,10 @@ void push_events(const Stack& stack, const Push& push, const T* values, int64_t 
       layer.bias_ih = pointer<T>(*next++, "bias_ih", {G * H});
       layer.bias_hh = pointer<T>(*next++, "bias_hh", {G * H});
     }
-    if (stack.peephole) layer.peephole = pointer<T>(*next++, "peephole", {3, H});
+    Buffer<T> peephole(stack.peephole ? 3 * H : 0);
+    for (int64_t j = 0; j < 3 * stack.peephole; ++j)
+      std::copy_n(pointer<T>(*next++, "peephole", {H}), H, &peephole[j * H]);
+    layer.peephole = stack.peephole ? peephole.data() : nullptr;
     const GateOf gate(next[0], next[1], next[2], H);
     const Buffer<T> ratio_on(gate.ratio_on, gate.ratio_on + H);
     layer.ratio_on = ratio_on.data();
@@ -290,17 +339,15 @@ void push_events(const Stack& stack, const Push& push, const T* values, int64_t 
     layer.events.shared = false;
     layer.times = stamps.coarse;
     layer.input = input;
-    const Buffer<T> packed = pack_open(layer, lstm);
-    // In the order of arrival the last layer's output is the result.
-    T* out = nullptr;
-    if (last && !last_only && push.order.empty()) {
-      out = result;
-    } else if (!last || !last_only) {
-      between[index % 2].resize(count * H);
-      out = between[index % 2].data();
+    pack_open(layer, lstm, packed);
+    T* out = last && !last_only ? result : nullptr;
+    if (!last) {
+      work.between[index % 2].resize(count * H);
+      out = work.between[index % 2].data();
     }
-    LayerRun<T> run(layer, lstm, packed.data(), h + index * S * H, lstm ? c + index * S * H : nullptr, out,
-                    new_h.data() + index * touched * H, lstm ? new_c.data() + index * touched * H : nullptr);
+    const int64_t* to = last && !push.order.empty() ? push.order.data() : nullptr;
+    LayerRun<T> run(layer, lstm, packed.data(), h + index * S * H, lstm ? c + index * S * H : nullptr, out, to,
+                    new_h.data() + index * touched * H, lstm ? new_c.data() + index * touched * H : nullptr, work.rows);
     run.run(push.segments, by_length);
     input = out;
   }
@@ -314,57 +361,62 @@ void push_events(const Stack& stack, const Push& push, const T* values, int64_t 
   for (const auto& [stream, begin, length] : push.segments)
     for (int64_t place = begin; place < begin + length; ++place)
       latest[stream] = std::max(latest[stream], times[push.arrival(place)]);
-  if (last_only)
-    std::copy_n(&new_h[(stack.layers - 1) * touched * H], touched * H, result);
-  else if (!push.order.empty())
-    for (int64_t place = 0; place < count; ++place)
-      std::copy_n(input + place * H, H, result + push.order[place] * H);
+  if (last_only) std::copy_n(&new_h[(stack.layers - 1) * touched * H], touched * H, result);
+  work.tidy();
 }
 
-// Takes events (E) through the stack and returns the last layer's h after each of them (E, H), or with `last_only` after
-// the last of each stream (touched, H); the streams touched, rising, with `last_only`; and -1, or the number of the first
-// event that cannot be taken, and then nothing is done. Times are float64 or int64 as `latest` (S) is. Without
-// `stream_ids` all events are of stream `stream_id`.
-std::tuple<Tensor, Tensor, int64_t> stream_push(Tensor values, Tensor times, MaybeTensor stream_ids, int64_t stream_id,
-                                                bool accept_late, bool last_only, Tensor latest, Tensor h,
-                                                MaybeTensor c, std::vector<Tensor> weights,
-                                                std::vector<int64_t> origins, std::vector<int64_t> oscillations,
-                                                bool bias, bool peephole) {
+// Takes events through the stack and returns the last layer's h after each of them, or with `last_only` after the last
+// of each stream; the streams touched, rising, with `last_only`; and -1, or the number of the first event that cannot
+// be taken, and then nothing is done. Values are (E, I) and the result (E, H) or (touched, H); or, for one event,
+// values (I) and the result (H). Times are float64 or int64 as `latest` (S) is; without them there is one event, at `time` or
+// `whole_time`. Without `stream_ids` all events are of stream `stream_id`.
+std::tuple<Tensor, MaybeTensor, int64_t> stream_push(Tensor values, MaybeTensor times, double time, int64_t whole_time,
+                                                     MaybeTensor stream_ids, int64_t stream_id, bool accept_late,
+                                                     bool last_only, Tensor latest, Tensor h, MaybeTensor c,
+                                                     std::vector<Tensor> weights, std::vector<int64_t> origins,
+                                                     std::vector<int64_t> oscillations, bool bias, bool peephole) {
   const Stack stack(h, c, std::move(weights), std::move(origins), std::move(oscillations), bias, peephole);
-  STD_TORCH_CHECK(values.dim() == 2 && values.size(1) > 0, "values should be (E, I)");
-  const int64_t E = values.size(0), I = values.size(1), S = stack.streams, H = stack.units;
-  const auto* ids = stream_ids ? pointer<int64_t>(*stream_ids, "stream_ids", {E}) : nullptr;
-  const auto with_times = [&]<typename V>(V) -> std::tuple<Tensor, Tensor, int64_t> {
-    const V* stamps = pointer<V>(times, "times", {E});
+  const int64_t rank = values.dim();
+  STD_TORCH_CHECK((rank == 1 || rank == 2) && values.size(rank - 1) > 0, "values should be (E, I) or (I)");
+  STD_TORCH_CHECK(values.is_cpu() && values.is_contiguous(), "values should be a contiguous tensor on the CPU");
+  const int64_t E = rank == 1 ? 1 : values.size(0), I = values.size(rank - 1), S = stack.streams, H = stack.units;
+  STD_TORCH_CHECK(times || E == 1, "times should be given where there is not one event");
+  const auto* ids = pointer<int64_t>(stream_ids, "stream_ids", {E});
+  const auto with_times = [&]<typename V>(V now) -> std::tuple<Tensor, MaybeTensor, int64_t> {
+    const V* stamps = times ? pointer<V>(times, "times", {E}) : &now;
     pointer<V>(latest, "latest", {S});
     V* newest = output<V>(latest);
     const Push push = arrange<V>(stamps, ids, stream_id, E, newest, S, accept_late);
+    if (push.problem >= 0) return {blank<V>(values, {0}), std::nullopt, push.problem};
     const auto touched = static_cast<int64_t>(push.segments.size());
-    const bool refused = push.problem >= 0;
-    const auto run = [&]<typename T>(T) -> std::tuple<Tensor, Tensor, int64_t> {
-      pointer<T>(h, "h", {stack.layers, S, H});
-      pointer<T>(c, "c", {stack.layers, S, H});
-      const T* from = pointer<T>(values, "values", {E, I});
-      Tensor result = blank<T>(values, {refused ? 0 : last_only ? touched : E, H});
-      Tensor streams = blank<int64_t>(values, {last_only && !refused ? touched : 0});
-      if (refused) return {result, streams, push.problem};
+    const auto run = [&]<typename T>(T) -> std::tuple<Tensor, MaybeTensor, int64_t> {
+      check(h, "h", kTypeOf<T>, {stack.layers, S, H});
+      if (c) check(*c, "c", kTypeOf<T>, {stack.layers, S, H});
+      STD_TORCH_CHECK(values.scalar_type() == kTypeOf<T>, "values has the wrong dtype");
+      std::vector<int64_t> shape{last_only ? touched : E, H};
+      if (rank == 1) shape.erase(shape.begin());
+      Tensor result = blank<T>(values, shape);
+      MaybeTensor streams;
+      if (last_only) {
+        streams.emplace(blank<int64_t>(values, {touched}));
+        for (int64_t j = 0; j < touched; ++j) output<int64_t>(*streams)[j] = push.segments[j].stream;
+      }
+      const T* from = static_cast<const T*>(values.const_data_ptr());
       if (E) push_events<T, V>(stack, push, from, I, stamps, newest, E, output<T>(result), last_only);
-      if (last_only)
-        for (int64_t j = 0; j < touched; ++j) output<int64_t>(streams)[j] = push.segments[j].stream;
       return {result, streams, -1};
     };
-    return values.scalar_type() == ScalarType::Double ? run(double{}) : run(float{});
+    return h.scalar_type() == ScalarType::Double ? run(double{}) : run(float{});
   };
-  return latest.scalar_type() == ScalarType::Long ? with_times(int64_t{}) : with_times(double{});
+  return latest.scalar_type() == ScalarType::Long ? with_times(whole_time) : with_times(time);
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(phased_lstm, m) {
   m.def(
-      "stream_push(Tensor values, Tensor times, Tensor? stream_ids, int stream_id, bool accept_late, bool last_only, "
-      "Tensor(a!) latest, Tensor(b!) h, Tensor(c!)? c, Tensor[] weights, int[] origins, int[] oscillations, bool bias, "
-      "bool peephole) -> (Tensor, Tensor, int)");
+      "stream_push(Tensor values, Tensor? times, float time, int whole_time, Tensor? stream_ids, int stream_id, "
+      "bool accept_late, bool last_only, Tensor(a!) latest, Tensor(b!) h, Tensor(c!)? c, Tensor[] weights, "
+      "int[] origins, int[] oscillations, bool bias, bool peephole) -> (Tensor, Tensor?, int)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(phased_lstm, CPU, m) { m.impl("stream_push", TORCH_BOX(&stream_push)); }
