@@ -267,7 +267,7 @@ class Stream:
             what = "one event, as times is a single time" if single else f"{len(stamps)} events"
             raise ValueError(f"values should be of shape {shape} for {what}, got {tuple(values.shape)}")
         ids, only = self._ids(stream_ids, single, len(stamps))
-        values = values.detach().contiguous()
+        values = values.contiguous()
         if single and not last_only:
             return Events(None, stamps.item(), values, ids, only)
         return Events(stamps, 0.0, values.reshape(-1, self.model.input_size), ids, only)
@@ -291,7 +291,7 @@ class Stream:
             raise ValueError(f"times should be of shape (E,), or a single time, got {tuple(times.shape)}")
         dtype = torch.float64 if times.is_floating_point() else torch.int64
         self._require_kind(dtype)
-        return times.detach().to("cpu", dtype).reshape(-1).contiguous()
+        return _as(dtype, times).reshape(-1) if times.dim() == 0 else _as(dtype, times)
 
     def _require_kind(self, dtype: torch.dtype) -> None:
         """Let the first times decide whether times are integers or floating."""
@@ -318,7 +318,7 @@ class Stream:
         if single or ids.shape != (count,):
             wanted = "an int, as times is a single time" if single else f"an int or of shape ({count},), as times is"
             raise ValueError(f"stream_ids should be {wanted}, got shape {tuple(ids.shape)}")
-        return ids.contiguous(), 0
+        return ids, 0
 
 
 def _stream_id(given: Any) -> int:
@@ -330,4 +330,8 @@ def _stream_id(given: Any) -> int:
 def _integers(name: str, given: Tensor) -> Tensor:
     if given.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8):
         raise ValueError(f"{name} should be of an integer dtype, got {given.dtype}")
-    return given.detach().to("cpu", torch.int64)
+    return _as(torch.int64, given)
+
+
+def _as(dtype: torch.dtype, given: Tensor) -> Tensor:
+    return given.to("cpu", dtype).contiguous()
