@@ -44,7 +44,7 @@ test: $(STAMP)
 	$(BIN)/python -m pytest -n 2
 
 bench: $(STAMP)
-	for script in layers cells memory curves; do \
+	for script in layers cells stream memory curves; do \
 		$(BIN)/python benchmarks/$$script.py --out $(BENCH_OUT) $(BENCH_ARGS) || exit; \
 	done
 	$(BIN)/python benchmarks/report.py $(BENCH_OUT)

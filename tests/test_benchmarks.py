@@ -17,6 +17,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 SCRIPTS = {
     "layers": ["--threads", "1", "--repeats", "2"],
     "cells": ["--steps", "600"],
+    "stream": ["--events", "2000"],
     "memory": ["--threads", "1"],
     "curves": ["--threads", "1", "--repeats", "2"],
     "larger_than_memory": ["--threads", "1"],
@@ -84,6 +85,16 @@ def test_cells_have_positive_times(results: Path) -> None:
     (point,) = json.loads((results / "cells.json").read_text())["points"].values()
     for cell in ("nn.LSTMCell", "PhasedLSTMCell"):
         assert 0 < point["us"][cell]["median"] <= point["us"][cell]["p99"]
+
+
+def test_streams_have_positive_rates_and_latencies(results: Path) -> None:
+    points = json.loads((results / "stream.json").read_text())["points"]
+    chunks = {"nn.LSTMCell", "chunks of 1", "chunks of 16", "chunks of 256", "chunks of 4,096"}
+    for streams in (1, 1000):
+        rates = points[f"rates, {streams} streams"]["events_per_second"]
+        assert rates.keys() == chunks
+        assert min(rates.values()) > 0
+    assert all(0 < found["p50"] <= found["p99"] for found in points["latency"]["us"].values())
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="it reads /proc, which only Linux has")

@@ -119,6 +119,17 @@ def test_any_division_gives_the_same_bits(data: Any, seed: int) -> None:
     assert_same(parts, whole)
 
 
+def test_threads_change_nothing() -> None:
+    rnn = make("two layers", hidden=20)
+    times, values, ids = draw(3000, streams=200)
+    wanted = rnn.stream(200).push(times, values, ids)
+    torch.set_num_threads(2)
+    try:
+        assert torch.equal(rnn.stream(200).push(times, values, ids), wanted)
+    finally:
+        torch.set_num_threads(1)
+
+
 @BACKENDS
 def test_a_stream_stands_alone_among_others(backend: str) -> None:
     rnn = make("two layers", backend=backend)
