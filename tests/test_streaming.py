@@ -170,6 +170,22 @@ def test_a_saved_state_is_a_copy() -> None:
     assert not (stream.output == 7.0).any()
 
 
+@BACKENDS
+def test_inference_mode_may_come_and_go(backend: str) -> None:
+    rnn = make(backend=backend)
+    times, values, _ = draw(40)
+    wanted = rnn.stream().push(times, values)
+    with torch.inference_mode():
+        stream = rnn.stream()
+        stream.load_state_dict(stream.state_dict())
+    first = stream.push(times[:20], values[:20])
+    with torch.inference_mode():
+        second = stream.push(times[20:], values[20:])
+    assert torch.equal(torch.cat([first, second]), wanted)
+    stream.reset()
+    assert torch.equal(stream.push(times, values), wanted)
+
+
 def test_a_state_that_does_not_fit_is_refused() -> None:
     stream = make().stream(2)
     stream.push(3.0, torch.randn(3), 1)

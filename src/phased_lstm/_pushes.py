@@ -42,7 +42,7 @@ class Events(NamedTuple):
 
     def tensors(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
         """Times (E,), in `dtype` if they are a number, values (E, H_in) and streams (E,)."""
-        times = torch.tensor([self.time], dtype=dtype) if self.times is None else self.times
+        times = torch.tensor([self.time], dtype=dtype, device="cpu") if self.times is None else self.times
         ids = torch.full_like(times, self.id, dtype=torch.int64) if self.ids is None else self.ids
         return times, self.values.unsqueeze(0) if self.values.dim() == 1 else self.values, ids
 

@@ -82,12 +82,18 @@ class Stream:
         shape = (model.num_layers, streams, model.hidden_size)
         self._dtype = weight.dtype
         self._device = weight.device
-        self._states = [torch.zeros(shape, dtype=weight.dtype, device=weight.device) for _ in range(model._state_count)]
+        # Tensors made in inference mode could not be written outside of it.
+        with torch.inference_mode(False):
+            self._states = [
+                torch.zeros(shape, dtype=weight.dtype, device=weight.device) for _ in range(model._state_count)
+            ]
         self._plan: Plan | None = None
-        self._hold(torch.full((streams,), -math.inf, dtype=torch.float64))
+        self._hold(torch.full((streams,), -math.inf, dtype=torch.float64, device="cpu"))
 
     def _hold(self, latest: Tensor) -> None:
         """Take the latest time of each stream (S,), on the CPU, float64 or int64."""
+        with torch.inference_mode(False), torch.no_grad():
+            latest = latest.clone()
         self._held = Held(self._states, latest)
         self._number = float if latest.dtype == torch.float64 else int
         self._unused = bool((latest == _NEVER[latest.dtype]).all())
@@ -149,11 +155,11 @@ class Stream:
             ValueError: out of range, and nothing is reset.
         """
         if stream_ids is None:
-            chosen = torch.arange(self.streams)
+            chosen = torch.arange(self.streams, device="cpu")
         elif isinstance(stream_ids, Tensor):
             chosen = _integers("stream_ids", stream_ids).flatten()
         else:
-            chosen = torch.tensor([_stream_id(stream_ids)])
+            chosen = torch.tensor([_stream_id(stream_ids)], device="cpu")
         outside = chosen[(chosen < 0) | (chosen >= self.streams)]
         if len(outside):
             raise ValueError(f"stream_ids should be from 0 to {self.streams - 1}, got {outside[0].item()}")
@@ -197,7 +203,7 @@ class Stream:
         with torch.no_grad():
             for own, name in zip(self._states, ("h", "c"), strict=False):
                 own.copy_(state_dict[name])
-        self._hold(state_dict["latest"].detach().clone().cpu())
+        self._hold(state_dict["latest"].cpu())
 
     def _push(self, times: Any, values: Any, stream_ids: Any, last_only: bool) -> tuple[Tensor, Any]:
         graded = torch.is_grad_enabled()
@@ -283,7 +289,7 @@ class Stream:
             self._require_kind(torch.int64)
         elif self._number is float and abs(time) > _EXACT:
             raise ValueError(f"integer {time} among floating times is beyond 2**53 and would be rounded")
-        return torch.tensor([time], dtype=self._held.latest.dtype)
+        return torch.tensor([time], dtype=self._held.latest.dtype, device="cpu")
 
     def _tensor_times(self, times: Tensor) -> Tensor:
         check_time_dtype(times)
@@ -303,7 +309,7 @@ class Stream:
                 f"times of these streams have been {kinds[self._held.latest.dtype]} so far, got {kinds[dtype]}: "
                 f"rounding one to the other would lose what is late; convert them, or reset() all streams"
             )
-        self._hold(torch.full((self.streams,), _NEVER[dtype], dtype=dtype))
+        self._hold(torch.full((self.streams,), _NEVER[dtype], dtype=dtype, device="cpu"))
 
     def _ids(self, stream_ids: Any, single: bool, count: int) -> tuple[Tensor | None, int]:
         if stream_ids is None:
