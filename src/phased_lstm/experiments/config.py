@@ -50,6 +50,7 @@ class MnistConfig:
     leak: float = option(0.001, "leak of the time gate in training", low=0.0)
     ratio_on: float = option(0.05, "open ratio of the time gate, initially", low=0.0)
     trainable_ratio_on: bool = option(True, "learn the open ratio")
+    openness_penalty: float = option(0.0, "weight in the loss of the gates' mean openness", low=0.0)
     period_init_min: float = option(1.0, "shortest initial period, in steps", low=0.0)
     period_init_max: float = option(round(math.exp(6.0), 4), "longest initial period, in steps", low=0.0)
     oscillation: str = option("triangle", "shape of the gate", choices=("triangle", "square", "cosine"))

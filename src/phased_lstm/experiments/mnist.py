@@ -123,7 +123,7 @@ class MnistTask:
         self.optimizer.zero_grad()
         logits = self.model(pixels, config.initial_state_std)
         loss = nn.functional.cross_entropy(logits, labels)
-        loss.backward()
+        (loss + self._penalty()).backward()
         if config.clip_grad_norm:
             nn.utils.clip_grad_norm_(self.model.parameters(), config.clip_grad_norm)
         self.optimizer.step()
@@ -132,6 +132,13 @@ class MnistTask:
             "train_accuracy": (logits.argmax(1) == labels).float().mean().item(),
             "learning_rate": rate,
         }
+
+    def _penalty(self) -> Tensor | float:
+        rnn = self.model.rnn
+        if not self.config.openness_penalty or not isinstance(rnn, (PhasedLSTM, PhasedGRU)):
+            return 0.0
+        means = [gate.openness(self.model.times).mean.mean() for gate in rnn.gates]
+        return self.config.openness_penalty * torch.stack(means).mean().float()
 
     def test(self) -> dict[str, float]:
         return self.evaluate(self.config.test_size)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import types
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,8 @@ class MnistExperiment(Experiment):
         schedule: seeds and intervals.
         metric: what is compared.
         published: published figures by variant.
+        quick: further options with --quick.
+        quick_rows: names of the variants with --quick; None for all.
     """
 
     columns = (
@@ -73,17 +76,22 @@ class MnistExperiment(Experiment):
         schedule: Schedule,
         metric: Metric,
         published: Mapping[str, str],
+        quick: Mapping[str, Any] = types.MappingProxyType({}),
+        quick_rows: tuple[str, ...] | None = None,
     ) -> None:
         self.name, self.title, self.schedule, self.metric, self.published = name, title, schedule, metric, published
-        self._rows, self._quick_steps = rows, quick_steps
+        self._rows, self._quick_rows = rows, rows.keys() if quick_rows is None else quick_rows
+        self._quick = _QUICK | {"steps": quick_steps, **quick}
         self.quick_schedule = Schedule(seeds=(0,), test_every=quick_steps // 4, epoch_steps=22, checkpoint_every=10)
 
     def variants(self, quick: bool) -> list[Variant]:
         made = []
         for name, options in self._rows.items():
+            if quick and name not in self._quick_rows:
+                continue
             config = MnistConfig(**options)
             if quick:
-                config = dataclasses.replace(config, **_QUICK, steps=self._quick_steps)
+                config = dataclasses.replace(config, **self._quick, lr_warmup=min(config.lr_warmup, 20))
             made.append(Variant(name, config.to_json(), config.steps, fixed_length=config.lr_cosine))
         return made
 
@@ -98,6 +106,49 @@ class MnistExperiment(Experiment):
             plot_summary(summary, out / "accuracy.png", "train_accuracy", "training accuracy"),
             plot_summary(summary, out / "cross_entropy.png", "train_loss", "training cross-entropy"),
         ]
+
+
+# By factor: what differs from the recommended setting, in it alone.
+_FACTORS: dict[str, dict[str, dict[str, Any]]] = {
+    "leak": {"leak-0.001": {"leak": 0.001}},
+    "fixed ratio": {f"ratio-{ratio:g}": {"ratio_on": ratio} for ratio in (0.02, 0.1, 0.2)},
+    "learned ratio": {
+        "learned": {"trainable_ratio_on": True},
+        "penalty-0.1": {"trainable_ratio_on": True, "openness_penalty": 0.1},
+        "penalty-1": {"trainable_ratio_on": True, "openness_penalty": 1.0},
+    },
+    "oscillation": {"square": {"oscillation": "square"}, "cosine": {"oscillation": "cosine"}},
+    "cell": {"PhasedGRU": {"model": "PhasedGRUCell", "forget_bias": None}},
+}
+_DEFAULT = "default"
+
+
+class MnistAblation(MnistExperiment):
+    """One factor at a time around the recommended setting."""
+
+    def figures(self, summary: Mapping[str, Any], out: Path) -> list[Path]:
+        from ..plotting import plot_tradeoff
+
+        timing = summary.get("timing", {}).get("rows", {})
+        points = {
+            row["variant"]: (
+                row["variant"],
+                1000.0 * timing.get(row["variant"], row["mean"])["seconds_per_step"],
+                100.0 * row["mean"]["test_accuracy"],
+                100.0 * row["sd"].get("test_accuracy", 0.0),
+            )
+            for row in summary["rows"]
+        }
+        series = {_DEFAULT: [_DEFAULT]} | {factor: list(rows) for factor, rows in _FACTORS.items()}
+        drawn = {
+            factor: [points[name] for name in names if name in points]
+            for factor, names in series.items()
+            if points.keys() & set(names)
+        }
+        tradeoff = plot_tradeoff(
+            drawn, out / "tradeoff.png", x="time of a training step (ms)", y="test accuracy (%)", title=summary["title"]
+        )
+        return [*super().figures(summary, out), tradeoff]
 
 
 @functools.cache
@@ -115,7 +166,9 @@ EXPERIMENTS = [
             "PhasedLSTMCell": HISTORIC,
             "BasicLSTMCell": HISTORIC | {"model": "BasicLSTMCell"},
         },
-        quick_steps=60,
+        quick_steps=200,
+        # The historic rate takes a thousand steps to show anything.
+        quick={"lr": 1e-2, "clip_grad_norm": 1.0},
         schedule=Schedule(epoch_steps=_BATCHES_OF_256),
         metric=Metric("train_accuracy_last_100", "training accuracy, mean of the last 100 steps"),
         published={
@@ -127,7 +180,7 @@ EXPERIMENTS = [
         "mnist-recommended",
         "MNIST, 784 steps, our recommended setting: 32 units, ratio fixed at 0.05, no leak",
         {"PhasedLSTMCell": RECOMMENDED},
-        quick_steps=120,
+        quick_steps=200,
         # Periods were chosen by looking at seeds 0 to 3.
         schedule=Schedule(seeds=(4, 5, 6), epoch_steps=_BATCHES_OF_256),
         metric=Metric(),
@@ -137,7 +190,8 @@ EXPERIMENTS = [
         "mnist-large",
         "MNIST, 784 steps, 128 units to convergence, and an LSTM for the same time",
         _LARGE,
-        quick_steps=60,
+        quick_steps=150,
+        quick_rows=("PhasedLSTMCell", "BasicLSTMCell-same-time-fast"),
         schedule=Schedule(epoch_steps=_BATCHES_OF_256),
         metric=Metric(),
         published={},
@@ -146,11 +200,23 @@ EXPERIMENTS = [
         "psmnist",
         "MNIST with permuted pixels, 784 steps, 128 units to convergence, and an LSTM for the same time",
         {name: options | {"permuted": True} for name, options in _LARGE.items()},
-        quick_steps=60,
+        quick_steps=150,
+        quick_rows=("PhasedLSTMCell", "BasicLSTMCell-same-time-fast"),
         schedule=Schedule(epoch_steps=_BATCHES_OF_256),
         metric=Metric(),
         published={
             "PhasedLSTMCell": "89.61 %, 200 units, best checkpoint of a run that went NaN (LMU, NeurIPS 2019)",
         },
+    ),
+    MnistAblation(
+        "ablation-mnist",
+        "MNIST, 784 steps, one change at a time from the recommended setting: leak 0, ratio fixed at 0.05, triangle",
+        {_DEFAULT: RECOMMENDED}
+        | {name: RECOMMENDED | change for rows in _FACTORS.values() for name, change in rows.items()},
+        quick_steps=100,
+        quick_rows=(_DEFAULT, "leak-0.001", "ratio-0.2", "PhasedGRU"),
+        schedule=Schedule(seeds=(4, 5, 6), epoch_steps=_BATCHES_OF_256),
+        metric=Metric(),
+        published={},
     ),
 ]

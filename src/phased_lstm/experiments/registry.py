@@ -12,20 +12,21 @@ if TYPE_CHECKING:
 
 # Name on the command line: module in this package that defines EXPERIMENTS with it.
 MODULES = {
-    "event-mnist": "event_mnist",
     "mnist-historic": "mnist_rows",
     "mnist-recommended": "mnist_rows",
     "mnist-large": "mnist_rows",
     "psmnist": "mnist_rows",
-    "nmnist": "nmnist",
-    "adding": "adding",
-    "xor": "xor",
-    "walker2d": "walker2d",
     "frequency-standard": "frequency",
     "frequency-high": "frequency",
     "frequency-async": "frequency",
     "frequency-two": "frequency",
+    "adding": "adding",
+    "nmnist": "nmnist",
+    "event-mnist": "event_mnist",
     "ablation-frequency": "frequency_ablation",
+    "ablation-mnist": "mnist_rows",
+    "xor": "xor",
+    "walker2d": "walker2d",
 }
 
 
