@@ -73,7 +73,7 @@ class FrequencyAblation(Experiment):
     name = "ablation-frequency"
     title = (
         f"Asynchronous task 1 for {_EPOCHS} epochs, one change at a time from the default: leak 0, ratio learned from "
-        "0.05, triangle (--quick: 40 units, 7 epochs)"
+        "0.05, triangle (--quick: 64 units, 7 epochs)"
     )
     schedule = Schedule((1, 2, 3), test_every=EPOCH_STEPS, epoch_steps=EPOCH_STEPS, checkpoint_every=EPOCH_STEPS)
     quick_schedule = Schedule((1,), test_every=EPOCH_STEPS, epoch_steps=EPOCH_STEPS)
