@@ -50,6 +50,7 @@ class SequenceClassifier(nn.Module):
             self.rnn = PhasedGRU(**sizes, batch_first=True, **gate)
         else:
             self.rnn = (nn.LSTM if config.model == "BasicLSTMCell" else nn.GRU)(**sizes, batch_first=True)
+        self.dropout = nn.Dropout(config.dropout)
         self.head = nn.Linear(config.hidden_size, 10)
         self.register_buffer("times", torch.arange(STEPS), persistent=False)
         forget_bias = (config.model == "BasicLSTMCell") if config.forget_bias is None else config.forget_bias
@@ -87,7 +88,7 @@ class SequenceClassifier(nn.Module):
             _, state = self.rnn(x, hx, self.times, return_sequence=False)
         else:
             _, state = self.rnn(x, hx)
-        return self.head((state[0] if self.has_cell_state else state)[-1])
+        return self.head(self.dropout((state[0] if self.has_cell_state else state)[-1]))
 
     def openness(self) -> float | None:
         """Mean share of the steps at which a unit is open, or None without a time gate."""
@@ -109,7 +110,7 @@ class MnistTask:
         self.config = config
         self.digits = permuted(digits) if config.permuted else digits
         self.model = SequenceClassifier(config)
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=config.lr)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
         self._epoch: tuple[int, Tensor] = (-1, torch.empty(0))
 
     def train_step(self, step: int) -> dict[str, float]:
