@@ -80,19 +80,48 @@ inline int64_t place_in_row(const Layer<T>& layer, int64_t t, int64_t event) {
   return layer.events.shared ? event : t * layer.units + event;
 }
 
-// sums[slots[g]][v] += sum_k rows[g][k] columns[k][v], columns being (width, P).
-template <typename T, int G, int NV>
-inline void multiply(const T* rows, int64_t stride, const int (&slots)[G], const T* columns, int64_t width,
-                     Vec<T> (&sums)[4][NV]) {
+// Units whose sums are made side by side, as many as the registers hold: one unit alone waits for its own additions.
+template <int NV>
+constexpr int kUnitBlock = std::max(1, (kFloatLanes == 16 ? 4 : 2) / NV);
+
+// sums[b][slots[g]][v] += sum_k rows[b][g][k] columns[k][v] for the units b of a block, columns being (width, P).
+template <typename T, int G, int NV, int B>
+inline void multiply(const T* const (&rows)[B], int64_t stride, const int (&slots)[G], const T* columns, int64_t width,
+                     Vec<T> (*sums)[4][NV]) {
   constexpr int lanes = Simd<T>::kLanes;
+  Vec<T> total[B][G][NV];
+  for (int b = 0; b < B; ++b)
+    for (int g = 0; g < G; ++g)
+      for (int v = 0; v < NV; ++v) total[b][g][v] = sums[b][slots[g]][v];
   for (int64_t k = 0; k < width; ++k) {
     Vec<T> x[NV];
     for (int v = 0; v < NV; ++v) x[v] = load(columns + k * kPanelRows<T, NV> + v * lanes);
-    for (int g = 0; g < G; ++g) {
-      const Vec<T> w = splat(rows[g * stride + k]);
-      for (int v = 0; v < NV; ++v) sums[slots[g]][v] += w * x[v];
-    }
+    for (int b = 0; b < B; ++b)
+      for (int g = 0; g < G; ++g) {
+        const Vec<T> w = splat(rows[b][g * stride + k]);
+        for (int v = 0; v < NV; ++v) total[b][g][v] += w * x[v];
+      }
   }
+  for (int b = 0; b < B; ++b)
+    for (int g = 0; g < G; ++g)
+      for (int v = 0; v < NV; ++v) sums[b][slots[g]][v] = total[b][g][v];
+}
+
+// The sums of events first .. first + B of a step.
+template <typename T, int G, int NV, int B>
+inline void block_sums(const Layer<T>& layer, const Packing<T, G>& packing, const T* packed, int64_t first,
+                       const T* features, const T* state, Vec<T> (*sums)[4][NV]) {
+  const T *of_input[B], *of_state[B];
+  for (int b = 0; b < B; ++b) {
+    const int64_t u = unit_of(layer, first + b);
+    const T* head = packing.head_of(packed, u);
+    for (int slot = 0; slot < 4; ++slot)
+      for (int v = 0; v < NV; ++v) sums[b][slot][v] = splat(head[slot]);
+    of_input[b] = packing.input_rows(packed, u);
+    of_state[b] = packing.state_rows(packed, u);
+  }
+  multiply<T, G, NV, B>(of_input, packing.row(), kInputSlots<G>, features, layer.inputs, sums);
+  multiply<T, G, NV, B>(of_state, packing.row(), kStateSlots<G>, state, layer.units, sums);
 }
 
 // The peephole weights of a unit, i, f, o; zero where there are none.
@@ -194,33 +223,34 @@ void forward_panels(const Layer<T>& layer, const Forward<T>& run, const T* packe
       int64_t first;
       const int64_t count = events_at(layer, t, &first);
       const T* features = count ? columns.at(t) : nullptr;
-      for (int64_t e = 0; e < count; ++e) {
-        const int64_t u = unit_of(layer, first + e);
-        const T* head = packing.head_of(packed, u);
-        V sums[4][NV];
-        for (int slot = 0; slot < 4; ++slot)
-          for (int v = 0; v < NV; ++v) sums[slot][v] = splat(head[slot]);
-        multiply<T, G, NV>(packing.input_rows(packed, u), packing.row(), kInputSlots<G>, features, I, sums);
-        multiply<T, G, NV>(packing.state_rows(packed, u), packing.row(), kStateSlots<G>, state.data(), H, sums);
-        gate.fill(layer, panel, t, first + e, u);
-        const Peephole<T> peephole(layer, u);
-        T* tape = run.tape ? run.tape + (index * events_in_row(layer) + place_in_row(layer, t, first + e)) * fields * P
-                           : nullptr;
-        for (int v = 0; v < NV; ++v) {
-          const int64_t at = u * P + v * lanes, to = e * P + v * lanes;
-          const State<T> old{load(&state[at]), load(&cell[at])};
-          V values[4] = {sums[0][v], sums[1][v], sums[2][v], sums[3][v]};
-          State<T> after;
-          if constexpr (Lstm)
-            after = lstm_step(values, peephole.of, gate.at[v].k, old);
-          else
-            after = gru_step(values, gate.at[v].k, old);
-          store(&fresh[to], after.h);
-          store(&fresh[H * P + to], after.c);
-          if (!tape) continue;
-          for (int slot = 0; slot < 4; ++slot) store(tape + slot * P + v * lanes, values[slot]);
-          store(tape + 4 * P + v * lanes, old.h);
-          if (Lstm) store(tape + 5 * P + v * lanes, old.c);
+      for (int64_t e = 0, n; e < count; e += n) {
+        n = std::min<int64_t>(count - e, kUnitBlock<NV>);
+        V sums[kUnitBlock<NV>][4][NV];
+        with_number<kUnitBlock<NV>>(n, [&](auto number) {
+          block_sums<T, G, NV, number()>(layer, packing, packed, first + e, features, state.data(), sums);
+        });
+        for (int64_t b = 0; b < n; ++b) {
+          const int64_t event = first + e + b, u = unit_of(layer, event);
+          gate.fill(layer, panel, t, event, u);
+          const Peephole<T> peephole(layer, u);
+          T* tape = run.tape ? run.tape + (index * events_in_row(layer) + place_in_row(layer, t, event)) * fields * P
+                             : nullptr;
+          for (int v = 0; v < NV; ++v) {
+            const int64_t at = u * P + v * lanes, to = (e + b) * P + v * lanes;
+            const State<T> old{load(&state[at]), load(&cell[at])};
+            V values[4] = {sums[b][0][v], sums[b][1][v], sums[b][2][v], sums[b][3][v]};
+            State<T> after;
+            if constexpr (Lstm)
+              after = lstm_step(values, peephole.of, gate.at[v].k, old);
+            else
+              after = gru_step(values, gate.at[v].k, old);
+            store(&fresh[to], after.h);
+            store(&fresh[H * P + to], after.c);
+            if (!tape) continue;
+            for (int slot = 0; slot < 4; ++slot) store(tape + slot * P + v * lanes, values[slot]);
+            store(tape + 4 * P + v * lanes, old.h);
+            if (Lstm) store(tape + 5 * P + v * lanes, old.c);
+          }
         }
       }
       for (int64_t e = 0; e < count; ++e) {

@@ -85,16 +85,12 @@ inline void spread_rows(const T* rows, int64_t stride, int64_t from, int64_t wid
   }
 }
 
-// Calls f with the number of sequences as a constant.
-template <typename F>
-inline void with_rows(int rows, const F& f) {
-  switch (rows) {
-    case 1: return f(std::integral_constant<int, 1>());
-    case 2: return f(std::integral_constant<int, 2>());
-    default: break;
-  }
-  if constexpr (kRowBlock == 4)
-    rows == 3 ? f(std::integral_constant<int, 3>()) : f(std::integral_constant<int, 4>());
+// Calls f with a number from 1 to `most` as a constant.
+template <int most, typename F>
+inline void with_number(int64_t number, const F& f) {
+  if constexpr (most > 1)
+    if (number < most) return with_number<most - 1>(number, f);
+  f(std::integral_constant<int, most>());
 }
 
 // What a group of sequences carries from step to step. A sequence's state has its features behind it.
@@ -172,7 +168,7 @@ void forward_rows(const Layer<T>& layer, const Forward<T>& run, const T* packed,
           x[r] = state.h_of(walk.slot(e + r));
           few[r] = layer.input + walk.place(walk.slot(e + r)) * I;
         }
-        with_rows(n, [&](auto number) {
+        with_number<kRowBlock>(n, [&](auto number) {
           unit_sums<T, G, number()>(packing, packed, walk.unit(e), walk.unit_after(e + n), x, few, at[kSums] + e,
                                     at.width);
         });
@@ -428,7 +424,7 @@ void backward_rows(const Layer<T>& layer, const Backward<T>& run, const T* packe
         const int n = walk.alike(e, kRowBlock);
         const int64_t u = walk.unit(e), ahead = (walk.unit_after(e + n) - u) * packing.unit();
         for (int r = 0; r < n; ++r) dx[r] = grad.h_of(walk.slot(e + r));
-        with_rows(n, [&](auto rows_in_block) {
+        with_number<kRowBlock>(n, [&](auto rows_in_block) {
           for_parts(packing, run.grad_input != nullptr, [&](const int(&slots)[G], int64_t from, int64_t width) {
             spread_rows<T, G, rows_in_block()>(packing.state_rows(packed, u), packing.row(), from, width, slots,
                                                &d[4 * e], dx, ahead);

@@ -48,7 +48,8 @@ inline void store(T* p, Vec<T> v) {
 
 template <typename T>
 inline Vec<T> splat(T x) {
-  return Vec<T>{} + x;
+  // Taking away zero leaves every x as it is, so that nothing is computed; adding it would not, of -0.
+  return x - Vec<T>{};
 }
 
 // Halves are added until four lanes are left, the same way at every call.
