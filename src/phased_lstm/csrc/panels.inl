@@ -277,24 +277,43 @@ void forward_panels(const Layer<T>& layer, const Forward<T>& run, const T* packe
   }
 }
 
-// drows[g][j] += sum_rows d[slots[g]][row] x[row][j], x being (P, width).
-template <typename T, int G, int NV>
-inline void gather_rows(T* drows, int64_t stride, const int (&slots)[G], const T* d, const T* x, int64_t width) {
+// drows[g][j] += sum_rows d[slots[g]][row] x[row][j], x being (P, width), for NC vectors of columns from j on.
+template <typename T, int G, int NV, int NC>
+inline void gather_columns(T* drows, int64_t stride, const int (&slots)[G], const T* d, const T* x, int64_t width,
+                           int64_t j) {
   constexpr int lanes = Simd<T>::kLanes;
   constexpr int64_t P = kPanelRows<T, NV>;
-  for (int64_t j = 0; j < width; j += lanes) {
-    // A step's own sum first: added one by one to a long sum, small terms would lose their last bits.
-    Vec<T> even[G] = {}, odd[G] = {};
-    for (int64_t row = 0; row < P; row += 2) {
-      const Vec<T> a = load(x + row * width + j), b = load(x + (row + 1) * width + j);
-      for (int g = 0; g < G; ++g) {
-        even[g] += d[slots[g] * P + row] * a;
-        odd[g] += d[slots[g] * P + row + 1] * b;
+  // A step's own sum first: added one by one to a long sum, small terms would lose their last bits.
+  Vec<T> even[G][NC] = {}, odd[G][NC] = {};
+  for (int64_t row = 0; row < P; row += 2) {
+    Vec<T> a[NC], b[NC];
+    for (int c = 0; c < NC; ++c) {
+      a[c] = load(x + row * width + j + c * lanes);
+      b[c] = load(x + (row + 1) * width + j + c * lanes);
+    }
+    for (int g = 0; g < G; ++g) {
+      const Vec<T> da = splat(d[slots[g] * P + row]), db = splat(d[slots[g] * P + row + 1]);
+      for (int c = 0; c < NC; ++c) {
+        even[g][c] += da * a[c];
+        odd[g][c] += db * b[c];
       }
     }
-    for (int g = 0; g < G; ++g)
-      store(drows + g * stride + j, load(drows + g * stride + j) + (even[g] + odd[g]));
   }
+  for (int g = 0; g < G; ++g)
+    for (int c = 0; c < NC; ++c) {
+      T* to = drows + g * stride + j + c * lanes;
+      store(to, load(to) + (even[g][c] + odd[g][c]));
+    }
+}
+
+// The same for all columns.
+template <typename T, int G, int NV>
+inline void gather_rows(T* drows, int64_t stride, const int (&slots)[G], const T* d, const T* x, int64_t width) {
+  constexpr int lanes = Simd<T>::kLanes, wide = kFloatLanes == 16 ? 2 : 1;
+  int64_t j = 0;
+  for (; j + wide * lanes <= width; j += wide * lanes)
+    gather_columns<T, G, NV, wide>(drows, stride, slots, d, x, width, j);
+  for (; j < width; j += lanes) gather_columns<T, G, NV, 1>(drows, stride, slots, d, x, width, j);
 }
 
 // The same from columns (width, P), for few of them.
