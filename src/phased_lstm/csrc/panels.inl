@@ -331,20 +331,26 @@ inline void gather_few(T* drows, int64_t stride, const int (&slots)[G], const T*
   }
 }
 
-// dcolumns[k][v] += sum_g rows[g][k] d[slots[g]][v], dcolumns being (width, P).
-template <typename T, int G, int NV>
-inline void spread_back(const T* rows, int64_t stride, const int (&slots)[G], const T* d, T* dcolumns, int64_t width) {
+// dcolumns[k][v] += sum_g rows[b][g][k] d[b][slots[g]][v] for the units b of a block, one after the other; dcolumns
+// being (width, P).
+template <typename T, int G, int NV, int B>
+inline void spread_back(const T* const (&rows)[B], int64_t stride, const int (&slots)[G], const T* d, T* dcolumns,
+                        int64_t width) {
   constexpr int lanes = Simd<T>::kLanes;
   constexpr int64_t P = kPanelRows<T, NV>;
-  Vec<T> grad[G][NV];
-  for (int g = 0; g < G; ++g)
-    for (int v = 0; v < NV; ++v) grad[g][v] = load(d + slots[g] * P + v * lanes);
+  Vec<T> grad[B][G][NV];
+  for (int b = 0; b < B; ++b)
+    for (int g = 0; g < G; ++g)
+      for (int v = 0; v < NV; ++v) grad[b][g][v] = load(d + (4 * b + slots[g]) * P + v * lanes);
   for (int64_t k = 0; k < width; ++k) {
-    for (int v = 0; v < NV; ++v) {
-      Vec<T> total = load(dcolumns + k * P + v * lanes);
-      for (int g = 0; g < G; ++g) total += rows[g * stride + k] * grad[g][v];
-      store(dcolumns + k * P + v * lanes, total);
-    }
+    Vec<T> total[NV];
+    for (int v = 0; v < NV; ++v) total[v] = load(dcolumns + k * P + v * lanes);
+    for (int b = 0; b < B; ++b)
+      for (int g = 0; g < G; ++g) {
+        const Vec<T> w = splat(rows[b][g * stride + k]);
+        for (int v = 0; v < NV; ++v) total[v] += w * grad[b][g][v];
+      }
+    for (int v = 0; v < NV; ++v) store(dcolumns + k * P + v * lanes, total[v]);
   }
 }
 
@@ -468,10 +474,20 @@ void backward_panels(const Layer<T>& layer, const Backward<T>& run, const T* pac
         else
           gather_rows<T, G, NV>(packing.input_rows(partial, u), packing.row(), kInputSlots<G>, d, features.data(),
                                 packing.input);
-        spread_back<T, G, NV>(packing.state_rows(packed, u), packing.row(), kStateSlots<G>, d, grad_state.data(), H);
-        if (run.grad_input)
-          spread_back<T, G, NV>(packing.input_rows(packed, u), packing.row(), kInputSlots<G>, d, grad_features.data(),
-                                I);
+      }
+      for (int64_t e = 0, n; e < count; e += n) {
+        n = std::min<int64_t>(count - e, kUnitBlock<NV>);
+        with_number<kUnitBlock<NV>>(n, [&](auto number) {
+          const T *of_state[number()], *of_input[number()];
+          for (int b = 0; b < number(); ++b) {
+            of_state[b] = packing.state_rows(packed, unit_of(layer, first + e + b));
+            of_input[b] = of_state[b] + packing.state;
+          }
+          const T* d = &in_sums[e * 4 * P];
+          spread_back<T, G, NV, number()>(of_state, packing.row(), kStateSlots<G>, d, grad_state.data(), H);
+          if (run.grad_input)
+            spread_back<T, G, NV, number()>(of_input, packing.row(), kInputSlots<G>, d, grad_features.data(), I);
+        });
       }
       if (run.grad_input)
         for (int64_t lane = 0; lane < panel.count; ++lane)
