@@ -222,39 +222,46 @@ void forward_rows(const Layer<T>& layer, const Forward<T>& run, const T* packed,
 template <typename T, int G>
 class PendingProducts {
  public:
-  explicit PendingProducts(const Layer<T>& layer, int64_t rows)
+  PendingProducts(const Layer<T>& layer, int64_t rows)
       : packing_(layer),
         units_(layer.units),
         most_states_(std::max(rows, kFloats / packing_.row())),
+        most_events_(std::max(rows * units_, kEvents)),
         states_(most_states_ * packing_.row()),
+        few_(most_states_ * packing_.few),
+        d_(4 * (most_events_ + Simd<T>::kLanes)),
+        sorted_d_(4 * most_events_),
+        unit_(most_events_),
+        number_(most_events_),
+        sorted_number_(most_events_),
         starts_(units_ + 1) {}
 
   bool room_for(int64_t states, int64_t events) const {
-    return stored_ + states <= most_states_ && (unit_.empty() || unit_.size() + events <= kEvents);
+    return stored_ + states <= most_states_ && count_ + events <= most_events_;
   }
-  // Keeps a copy of a sequence's state and features; returns its number.
-  int32_t keep(const T* state) {
+  // Keeps a copy of a sequence's state and features; returns its number. `few`: the features when there are few.
+  int32_t keep(const T* state, const T* few) {
     std::copy_n(state, packing_.row(), &states_[stored_ * packing_.row()]);
+    std::copy_n(few, packing_.few, few_.data() + stored_ * packing_.few);
     return static_cast<int32_t>(stored_++);
   }
-  // `d`: gradients of the four sums of an event whose state was kept under `number`.
-  void add(int64_t unit, int32_t number, const T* d) {
-    unit_.push_back(static_cast<int32_t>(unit));
-    number_.push_back(number);
-    d_.insert(d_.end(), d, d + 4);
+  // Where the gradients of the four sums of the next events go, an event's together; whole vectors fit behind the last.
+  T* next() { return &d_[4 * count_]; }
+  // The next event is of this unit, and its state was kept under `number`.
+  void add(int64_t unit, int32_t number) {
+    unit_[count_] = static_cast<int32_t>(unit);
+    number_[count_++] = number;
   }
 
   // Adds all that is put off to `partial`.
   void settle(T* partial) {
     std::fill(starts_.begin(), starts_.end(), 0);
-    for (const int32_t u : unit_) ++starts_[u + 1];
+    for (int64_t e = 0; e < count_; ++e) ++starts_[unit_[e] + 1];
     for (int64_t u = 0; u < units_; ++u) starts_[u + 1] += starts_[u];
-    sorted_state_.resize(unit_.size());
-    sorted_d_.resize(4 * unit_.size());
-    for (size_t e = 0; e < unit_.size(); ++e) {
+    for (int64_t e = 0; e < count_; ++e) {
       const int64_t to = starts_[unit_[e]]++;
-      sorted_state_[to] = &states_[number_[e] * packing_.row()];
-      std::copy_n(&d_[4 * e], 4, &sorted_d_[4 * to]);
+      sorted_number_[to] = number_[e];
+      store_quad(&sorted_d_[4 * to], load_quad(&d_[4 * e]));
     }
     int64_t from = 0;
     for (int64_t u = 0; u < units_; ++u) {
@@ -263,19 +270,27 @@ class PendingProducts {
         for_parts(packing_, true, [&](const int(&slots)[G], int64_t first, int64_t width) {
           add_products(packing_.state_rows(partial, u) + first, first, width, slots, from, to);
         });
+        add_head(packing_.head_of(partial, u), from, to);
       }
       from = to;
     }
-    stored_ = 0;
-    unit_.clear();
-    number_.clear();
-    d_.clear();
+    stored_ = count_ = 0;
   }
 
  private:
   // States kept, in values, and events: what the second-level cache holds.
-  static constexpr int64_t kFloats = 128 * 1024;
-  static constexpr size_t kEvents = 4096;
+  static constexpr int64_t kFloats = 128 * 1024, kEvents = 4096;
+
+  void add_head(T* head, int64_t from, int64_t to) {
+    Quad<T> total[1 + kFewInputs] = {};
+    for (int64_t e = from; e < to; ++e) {
+      const Quad<T> d = load_quad(&sorted_d_[4 * e]);
+      const T* few = few_.data() + sorted_number_[e] * packing_.few;
+      total[0] += d;
+      for (int64_t i = 0; i < packing_.few; ++i) total[1 + i] += d * few[i];
+    }
+    for (int64_t i = 0; i <= packing_.few; ++i) store_quad(head + 4 * i, load_quad(head + 4 * i) + total[i]);
+  }
 
   // drows[g] += sum_e d[e][slots[g]] (states[e] + first), over `width`, for events from .. to.
   void add_products(T* drows, int64_t first, int64_t width, const int (&slots)[G], int64_t from, int64_t to) {
@@ -293,7 +308,8 @@ class PendingProducts {
     Vec<T> total[G][NV] = {};
     for (int64_t e = from; e < to; ++e) {
       Vec<T> x[NV];
-      for (int v = 0; v < NV; ++v) x[v] = load(sorted_state_[e] + first + v * lanes);
+      const T* state = &states_[sorted_number_[e] * stride + first];
+      for (int v = 0; v < NV; ++v) x[v] = load(state + v * lanes);
       for (int g = 0; g < G; ++g) {
         const Vec<T> d = splat(sorted_d_[4 * e + slots[g]]);
         for (int v = 0; v < NV; ++v) total[g][v] += d * x[v];
@@ -305,11 +321,10 @@ class PendingProducts {
   }
 
   Packing<T, G> packing_;
-  int64_t units_, most_states_, stored_ = 0;
-  Buffer<T> states_, d_, sorted_d_;
-  std::vector<int32_t> unit_, number_;
+  int64_t units_, most_states_, most_events_, stored_ = 0, count_ = 0;
+  Buffer<T> states_, few_, d_, sorted_d_;
+  Buffer<int32_t> unit_, number_, sorted_number_;
   std::vector<int64_t> starts_;
-  std::vector<const T*> sorted_state_;
 };
 
 template <typename T, bool Lstm>
@@ -317,19 +332,21 @@ void backward_rows(const Layer<T>& layer, const Backward<T>& run, const T* packe
                    T* partial, double* gate_sums) {
   constexpr int G = Lstm ? 4 : 3, lanes = Simd<T>::kLanes, fields = Lstm ? 6 : 5;
   // The first columns are the tape's, where the events' numbers and phases come behind them.
-  enum { kValues = 0, kOldH = 4, kOldC, kPeepI, kPeepF, kPeepO, kGradH, kGradC, kInSums,
-         kInPhase = kInSums + 4, kInRatio, kCell, kColumns };
+  enum { kValues = 0, kOldH = 4, kOldC, kPeepI, kPeepF, kPeepO, kGradH, kGradC, kInPhase,
+         kInRatio, kCell, kColumns };
   const Packing<T, G> packing(layer);
   const int64_t H = layer.units, I = layer.inputs, size = group_rows(layer.batch);
   T* peepholes = partial + H * packing.unit();
   GroupState<T, G> state(packing, size, H), grad(packing, size, H);
-  Buffer<T> grad_few(size * kFewInputs), d(4 * size * H);
+  Buffer<T> grad_few(size * kFewInputs);
   Scratch<T, kColumns> at(size * H);
   PendingProducts<T, G> pending(layer, size);
   Walk<T> walk(layer);
   T* dx[kRowBlock];
   int32_t number[kLargestGroup];
-  double grad_time[kLargestGroup];
+  double time[kLargestGroup], grad_time[kLargestGroup];
+  std::vector<double> inverse(H);
+  for (int64_t u = 0; u < H; ++u) inverse[u] = 1.0 / run.period[u];
   for (int64_t group = begin; group < end; ++group) {
     const int64_t first = group * size, rows = std::min(size, layer.batch - first);
     for (int64_t slot = 0; slot < rows; ++slot) {
@@ -364,6 +381,7 @@ void backward_rows(const Layer<T>& layer, const Backward<T>& run, const T* packe
       if (!pending.room_for(rows, count)) pending.settle(partial);
       for (Tick rest = tick; rest; rest &= rest - 1) {
         const int slot = __builtin_ctz(rest);
+        time[slot] = layer.times[layer.events.shared ? walk.step(slot) : walk.place(slot)];
         grad_time[slot] = 0.0;
         if (!walk.has_events(slot)) continue;
         if (packing.input) {
@@ -371,8 +389,9 @@ void backward_rows(const Layer<T>& layer, const Backward<T>& run, const T* packe
           std::fill_n(grad.h_of(slot) + packing.state, packing.input, T(0));
         }
         std::fill_n(&grad_few[slot * kFewInputs], packing.few, T(0));
-        number[slot] = pending.keep(state.h_of(slot));
+        number[slot] = pending.keep(state.h_of(slot), layer.input + walk.place(slot) * I);
       }
+      T* d = pending.next();
       for (int64_t e = 0; e < count; e += lanes) {
         const Gate<T> gate = gate_at(load(walk.phases() + e), load(walk.ratios() + e), layer.leak, layer.oscillation);
         Vec<T> values[4];
@@ -384,7 +403,7 @@ void backward_rows(const Layer<T>& layer, const Backward<T>& run, const T* packe
                                  old, from);
         else
           found = gru_step_back(values, gate.k, old, from);
-        for (int slot = 0; slot < 4; ++slot) store(at[kInSums + slot] + e, found.sums[slot]);
+        store_rows(d + 4 * e, found.sums);
         store(at[kInPhase] + e, found.k * gate.slope);
         store(at[kInRatio] + e, found.k * gate.in_ratio);
         store(at[kGradH] + e, found.old.h);
@@ -395,17 +414,10 @@ void backward_rows(const Layer<T>& layer, const Backward<T>& run, const T* packe
         const int64_t u = walk.unit(e), slot = walk.slot(e);
         grad.h_of(slot)[u] = at[kGradH][e];
         if (Lstm) grad.c_of(slot)[u] = at[kGradC][e];
-        T* of_event = &d[4 * e];
-        for (int j = 0; j < 4; ++j) of_event[j] = at[kInSums + j][e];
-        pending.add(u, number[slot], of_event);
-        T* head = packing.head_of(partial, u);
-        const T* weights = packing.head_of(packed, u);
-        const Quad<T> quad = load_quad(of_event);
-        store_quad(head, load_quad(head) + quad);
-        for (int64_t i = 0; i < packing.few; ++i) {
-          T* to = head + 4 * (1 + i);
-          store_quad(to, load_quad(to) + quad * layer.input[walk.place(slot) * I + i]);
-          const Quad<T> share = quad * load_quad(weights + 4 * (1 + i));
+        const T* of_event = &d[4 * e];
+        pending.add(u, number[slot]);
+        for (int64_t i = 0; i < (run.grad_input ? packing.few : 0); ++i) {
+          const Quad<T> share = load_quad(of_event) * load_quad(packing.head_of(packed, u) + 4 * (1 + i));
           grad_few[slot * kFewInputs + i] += (share[0] + share[1]) + (share[2] + share[3]);
         }
         if (Lstm && layer.peephole) {
@@ -413,9 +425,8 @@ void backward_rows(const Layer<T>& layer, const Backward<T>& run, const T* packe
           peepholes[u * 3 + 1] += of_event[1] * at[kOldC][e];
           peepholes[u * 3 + 2] += of_event[3] * at[kCell][e];
         }
-        const double inverse = 1.0 / run.period[u], in_phase = at[kInPhase][e] * inverse;
-        const double time = layer.times[layer.events.shared ? walk.step(slot) : walk.place(slot)];
-        gate_sums[u] -= in_phase * (time - run.shift[u]) * inverse;
+        const double in_phase = at[kInPhase][e] * inverse[u];
+        gate_sums[u] -= in_phase * (time[slot] - run.shift[u]) * inverse[u];
         gate_sums[H + u] -= in_phase;
         gate_sums[2 * H + u] += at[kInRatio][e];
         grad_time[slot] += in_phase;

@@ -191,6 +191,18 @@ inline void transpose(Vec<T> (&rows)[Simd<T>::kLanes]) {
   }
 }
 
+// Writes four columns as rows of four.
+template <typename T>
+inline void store_rows(T* to, const Vec<T> (&columns)[4]) {
+  constexpr int n = Simd<T>::kLanes;
+  for (int half = 0; half < 2; ++half) {
+    const auto even = half ? interleave<n / 2>(columns[0], columns[2]) : interleave<0>(columns[0], columns[2]);
+    const auto odd = half ? interleave<n / 2>(columns[1], columns[3]) : interleave<0>(columns[1], columns[3]);
+    store(to + 2 * half * n, interleave<0>(even, odd));
+    store(to + (2 * half + 1) * n, interleave<n / 2>(even, odd));
+  }
+}
+
 template <typename T>
 constexpr int64_t padded(int64_t n) {
   return (n + Simd<T>::kLanes - 1) / Simd<T>::kLanes * Simd<T>::kLanes;
