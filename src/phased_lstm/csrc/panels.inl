@@ -284,7 +284,9 @@ inline void gather_columns(T* drows, int64_t stride, const int (&slots)[G], cons
   constexpr int lanes = Simd<T>::kLanes;
   constexpr int64_t P = kPanelRows<T, NV>;
   // A step's own sum first: added one by one to a long sum, small terms would lose their last bits.
-  Vec<T> even[G][NC] = {}, odd[G][NC] = {};
+  Vec<T> even[G][NC], odd[G][NC];
+  clear(even);
+  clear(odd);
   for (int64_t row = 0; row < P; row += 2) {
     Vec<T> a[NC], b[NC];
     for (int c = 0; c < NC; ++c) {

@@ -41,7 +41,8 @@ template <typename T, int G, int NR>
 inline void unit_sums(const Packing<T, G>& packing, const T* packed, int64_t u, int64_t next, const T* const* x,
                       const T* const* few, T* out, int64_t stride) {
   const int64_t ahead = (next - u) * packing.unit();
-  Vec<T> acc[4][NR] = {};
+  Vec<T> acc[4][NR];
+  clear(acc);
   for_parts(packing, true, [&](const int(&slots)[G], int64_t from, int64_t width) {
     multiply_rows<T, G, NR>(packing.state_rows(packed, u), packing.row(), from, width, slots, x, ahead, acc);
   });
@@ -305,7 +306,8 @@ class PendingProducts {
     constexpr int lanes = Simd<T>::kLanes;
     const int64_t stride = packing_.row();
     // Their own sum first: added one by one to a long sum, small terms would lose their last bits.
-    Vec<T> total[G][NV] = {};
+    Vec<T> total[G][NV];
+    clear(total);
     for (int64_t e = from; e < to; ++e) {
       Vec<T> x[NV];
       const T* state = &states_[sorted_number_[e] * stride + first];

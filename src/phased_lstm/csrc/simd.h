@@ -52,6 +52,13 @@ inline Vec<T> splat(T x) {
   return x - Vec<T>{};
 }
 
+// Sets sums to zero one by one. Cleared by `= {}`, a large array goes through memory and not through registers.
+template <typename V, int N, int M>
+inline void clear(V (&sums)[N][M]) {
+  for (int i = 0; i < N; ++i)
+    for (int j = 0; j < M; ++j) sums[i][j] = V{};
+}
+
 // Halves are added until four lanes are left, the same way at every call.
 typedef float Four __attribute__((vector_size(16)));
 
