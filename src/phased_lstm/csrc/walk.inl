@@ -55,7 +55,8 @@ class Walk {
  public:
   explicit Walk(const Layer<T>& layer)
       : layer_(layer),
-        starts_(layer.units),
+        starts_((layer.units + 7) / 8),
+        counts_(8 * starts_.size()),
         event_(group_rows(layer.batch) * layer.units),
         phase_(padded<T>(event_.size()), T(0)),
         ratio_(padded<T>(event_.size()), T(1)) {}
@@ -161,25 +162,37 @@ class Walk {
   // than `most` ticks: the sequences are not in one span of time, or not in order.
   bool plan_by_clock(int64_t most) {
     constexpr double never = std::numeric_limits<double>::infinity();
-    double interval = 0.0, next[kLargestGroup];
+    constexpr int lanes = Simd<double>::kLanes;
+    double interval = 0.0;
+    alignas(64) double next[kLargestGroup];
+    std::fill_n(next, kLargestGroup, never);
     int64_t done[kLargestGroup] = {};
+    Tick running = 0;
     for (int64_t slot = 0; slot < rows_; ++slot) {
-      next[slot] = valid_[slot] ? time(slot, 0) : never;
+      if (!valid_[slot]) continue;
+      running |= Tick(1) << slot;
+      next[slot] = time(slot, 0);
       if (valid_[slot] > 1)
         interval = std::max(interval, (time(slot, valid_[slot] - 1) - next[slot]) / static_cast<double>(valid_[slot] - 1));
     }
-    for (;;) {
-      const double earliest = *std::min_element(next, next + rows_);
-      if (earliest == never) return true;
+    while (running) {
       if (static_cast<int64_t>(ticks_.size()) == most) return false;
-      Tick tick = 0;
-      for (int64_t slot = 0; slot < rows_; ++slot) {
-        if (next[slot] == never || next[slot] > earliest + interval) continue;
-        tick |= Tick(1) << slot;
-        next[slot] = ++done[slot] < valid_[slot] ? time(slot, done[slot]) : never;
+      double least[4] = {next[0], next[1], next[2], next[3]};
+      for (int64_t slot = 4; slot < kLargestGroup; ++slot) least[slot % 4] = std::min(least[slot % 4], next[slot]);
+      const double limit = std::min(std::min(least[0], least[1]), std::min(least[2], least[3])) + interval;
+      Tick later = 0;
+      for (int slot = 0; slot < kLargestGroup; slot += lanes)
+        later |= Tick(less_bits(splat(limit), load(next + slot))) << slot;
+      const Tick tick = running & ~later;
+      for (Tick rest = tick; rest; rest &= rest - 1) {
+        const int slot = __builtin_ctz(rest);
+        const bool more = ++done[slot] < valid_[slot];
+        next[slot] = more ? time(slot, done[slot]) : never;
+        running &= ~(Tick(!more) << slot);
       }
       ticks_.push_back(tick);
     }
+    return true;
   }
 
   void move(Tick tick, bool forwards) {
@@ -201,20 +214,30 @@ class Walk {
     for (int64_t e = 0; e < found_[slot]; ++e) put(e, first_event_[slot] + e, slot);
   }
 
-  // A counting sort by unit; slots are taken in their order.
+  // A counting sort by unit; slots are taken in their order. A unit has an event in each slot at most, so that a byte
+  // counts them, and eight units are summed up in one go.
   void merge(Tick tick) {
-    std::fill(starts_.begin(), starts_.end(), 0);
+    std::fill(counts_.begin(), counts_.end(), 0);
     for (Tick rest = tick; rest; rest &= rest - 1) {
       const int slot = __builtin_ctz(rest);
       const int32_t* units = layer_.events.units + first_event_[slot];
-      for (int64_t e = 0; e < found_[slot]; ++e) ++starts_[units[e]];
+      for (int64_t e = 0; e < found_[slot]; ++e) ++counts_[units[e]];
     }
     int32_t before = 0;
-    for (int32_t& start : starts_) before += std::exchange(start, before);
+    for (size_t eight = 0; eight < starts_.size(); ++eight) {
+      uint64_t counts;
+      std::memcpy(&counts, &counts_[8 * eight], sizeof counts);
+      // Byte j of the product is the sum of bytes 0 .. j; at most 8 * 16.
+      const uint64_t up_to = counts * 0x0101010101010101u, ahead = up_to - counts;
+      std::memcpy(&counts_[8 * eight], &ahead, sizeof ahead);
+      starts_[eight] = std::exchange(before, before + static_cast<int32_t>(up_to >> 56));
+    }
     for (Tick rest = tick; rest; rest &= rest - 1) {
       const int slot = __builtin_ctz(rest);
-      for (int64_t e = first_event_[slot]; e < first_event_[slot] + found_[slot]; ++e)
-        put(starts_[layer_.events.units[e]]++, e, slot);
+      for (int64_t e = first_event_[slot]; e < first_event_[slot] + found_[slot]; ++e) {
+        const int32_t unit = layer_.events.units[e];
+        put(starts_[unit / 8] + counts_[unit]++, e, slot);
+      }
     }
   }
 
@@ -229,7 +252,9 @@ class Walk {
   using Code = std::conditional_t<sizeof(T) == 4, uint32_t, uint64_t>;
 
   const Layer<T>& layer_;
-  std::vector<int32_t> starts_;  // (H) scratch of `merge`
+  // Scratch of `merge`: where each eight units' events begin, and a unit's behind that.
+  std::vector<int32_t> starts_;
+  std::vector<uint8_t> counts_;
   std::vector<uint32_t> event_;  // unit << kSlotBits | slot
   Buffer<T> phase_, ratio_;
   std::vector<Tick> ticks_;
