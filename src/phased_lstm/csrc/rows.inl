@@ -363,6 +363,8 @@ void backward_rows(const Layer<T>& layer, const Backward<T>& run, const T* packe
       const int64_t count = walk.count();
       tape -= count * (fields + 2);
       walk.recall(tape + count * fields);
+      // The tape is far longer than a cache; the tick before is about as long as this one.
+      for (int64_t value = 0; value < count * (fields + 2); value += 64 / sizeof(T)) __builtin_prefetch(tape - 1 - value);
       for (int field = 0; field < fields; ++field) std::copy_n(tape + field * count, count, at[field]);
       if (run.grad_output)
         for (Tick rest = tick; rest; rest &= rest - 1) {

@@ -232,12 +232,13 @@ class Walk {
       std::memcpy(&counts_[8 * eight], &ahead, sizeof ahead);
       starts_[eight] = std::exchange(before, before + static_cast<int32_t>(up_to >> 56));
     }
+    uint8_t* counts = counts_.data();
+    const int32_t* starts = starts_.data();
     for (Tick rest = tick; rest; rest &= rest - 1) {
       const int slot = __builtin_ctz(rest);
-      for (int64_t e = first_event_[slot]; e < first_event_[slot] + found_[slot]; ++e) {
-        const int32_t unit = layer_.events.units[e];
-        put(starts_[unit / 8] + counts_[unit]++, e, slot);
-      }
+      const int32_t* units = layer_.events.units;
+      for (int64_t e = first_event_[slot], end = e + found_[slot]; e < end; ++e)
+        put(starts[units[e] / 8] + counts[units[e]]++, e, slot);
     }
   }
 
