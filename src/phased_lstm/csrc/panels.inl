@@ -409,6 +409,9 @@ void backward_panels(const Layer<T>& layer, const Backward<T>& run, const T* pac
         gate.fill(layer, panel, t, first + e, u);
         const T* tape =
             run.tape + (index * events_in_row(layer) + place_in_row(layer, t, first + e)) * fields * P;
+        // The step before has about as many events, and the tape is far longer than a cache.
+        for (int64_t value = 0; value < fields * P; value += 64 / sizeof(T))
+          __builtin_prefetch(tape - count * fields * P + value);
         const Peephole<T> peephole(layer, u);
         T* d = &in_sums[e * 4 * P];
         V in_slots[4] = {}, in_peephole[3] = {}, in_phase_all{}, in_ratio_all{};
