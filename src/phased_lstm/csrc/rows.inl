@@ -137,6 +137,15 @@ inline void load_peephole(const Layer<T>& layer, int64_t u, int64_t e, T* i, T* 
   o[e] = layer.peephole[2 * layer.units + u];
 }
 
+// Copies the features of a place in (N, L), and asks for those of the step that comes next.
+template <typename T>
+inline void take_features(const Layer<T>& layer, int64_t place, bool forwards, T* to) {
+  const T* from = layer.input + place * layer.inputs;
+  const int64_t ahead = forwards == layer.reverse ? -layer.inputs : layer.inputs;
+  for (int64_t i = 0; i < layer.inputs; i += 64 / sizeof(T)) __builtin_prefetch(from + ahead + i);
+  std::copy_n(from, layer.inputs, to);
+}
+
 template <typename T, bool Lstm>
 void forward_rows(const Layer<T>& layer, const Forward<T>& run, const T* packed, int64_t begin, int64_t end) {
   constexpr int G = Lstm ? 4 : 3, lanes = Simd<T>::kLanes, fields = Lstm ? 6 : 5;
@@ -161,7 +170,7 @@ void forward_rows(const Layer<T>& layer, const Forward<T>& run, const T* packed,
         for (Tick rest = tick; rest; rest &= rest - 1) {
           const int slot = __builtin_ctz(rest);
           if (walk.has_events(slot))
-            std::copy_n(layer.input + walk.place(slot) * I, I, state.h_of(slot) + packing.state);
+            take_features(layer, walk.place(slot), true, state.h_of(slot) + packing.state);
         }
       for (int64_t e = 0; e < count;) {
         const int n = walk.alike(e, kRowBlock);
@@ -389,7 +398,7 @@ void backward_rows(const Layer<T>& layer, const Backward<T>& run, const T* packe
         grad_time[slot] = 0.0;
         if (!walk.has_events(slot)) continue;
         if (packing.input) {
-          std::copy_n(layer.input + walk.place(slot) * I, I, state.h_of(slot) + packing.state);
+          take_features(layer, walk.place(slot), false, state.h_of(slot) + packing.state);
           std::fill_n(grad.h_of(slot) + packing.state, packing.input, T(0));
         }
         std::fill_n(&grad_few[slot * kFewInputs], packing.few, T(0));
