@@ -154,6 +154,7 @@ class InputColumns {
   static constexpr int kLanes = Simd<T>::kLanes;
 
   void take(int64_t from) {
+    const int64_t ahead = (from < from_ ? -steps_ : steps_) * layer_.inputs;
     from_ = from;
     const int64_t I = layer_.inputs, begin = from * I, end = std::min(from + steps_, layer_.steps) * I;
     for (int v = 0; v < NV; ++v) {
@@ -162,6 +163,7 @@ class InputColumns {
         Vec<T> square[kLanes];
         for (int lane = 0; lane < kLanes; ++lane) {
           const T* row = layer_.input + panel_.row(v * kLanes + lane) * layer_.steps * I;
+          __builtin_prefetch(row + at + ahead);
           T part[kLanes] = {};
           if (at + kLanes <= layer_.steps * I)
             square[lane] = load(row + at);
@@ -400,7 +402,7 @@ void backward_panels(const Layer<T>& layer, const Backward<T>& run, const T* pac
       for (int64_t lane = 0; lane < P && !few; ++lane) {
         const int64_t row = panel.row(lane);
         if (!layer.lengths || t < layer.lengths[row])
-          std::copy_n(layer.input + (row * layer.steps + t) * I, I, &features[lane * packing.input]);
+          take_features(layer, row * layer.steps + t, false, &features[lane * packing.input]);
         else
           std::fill_n(&features[lane * packing.input], I, T(0));
       }
