@@ -2,208 +2,16 @@
 // where the open units are the same for all, and dense training with a leak. A unit's weights are read
 // once for the whole panel.
 #include <algorithm>
-#include <limits>
 
 #include "cell.inl"
 #include "kernels.h"
 #include "packing.inl"
+#include "panel.inl"
+#include "panel_products.inl"
 #include "rows.inl"
 #include "simd.h"
 
 namespace {
-
-// A panel is NV vectors wide.
-template <typename T, int NV>
-constexpr int64_t kPanelRows = NV * Simd<T>::kLanes;
-
-// A panel's rows. Rows beyond the batch repeat the last one; what they give is not used.
-template <typename T, int NV>
-struct Panel {
-  static constexpr int64_t P = kPanelRows<T, NV>;
-  int64_t first, count;  // rows first .. first + count
-  Panel(const Layer<T>& layer, int64_t index) : first(index * P), count(std::min(P, layer.batch - index * P)) {}
-  int64_t row(int64_t lane) const { return first + std::min(lane, count - 1); }
-};
-
-// The gate of an event for every row of a panel.
-template <typename T, int NV>
-struct PanelGate {
-  Gate<T> at[NV];
-
-  void fill(const Layer<T>& layer, const Panel<T, NV>& panel, int64_t t, int64_t event, int64_t unit) {
-    constexpr int lanes = Simd<T>::kLanes;
-    constexpr int64_t P = kPanelRows<T, NV>;
-    const Vec<T> ratio = splat(layer.ratio_on[unit]);
-    if (layer.events.shared) {
-      const Gate<T> gate = gate_at(splat(layer.events.phases[event]), ratio, layer.leak, layer.oscillation);
-      for (int v = 0; v < NV; ++v) at[v] = gate;
-    } else {
-      // All units are events here, so the place of this one follows from row, step and unit.
-      alignas(64) T phases[P];
-      for (int64_t lane = 0; lane < P; ++lane)
-        phases[lane] = layer.events.phases[(panel.row(lane) * layer.steps + t) * layer.units + unit];
-      for (int v = 0; v < NV; ++v) at[v] = gate_at(load(phases + v * lanes), ratio, layer.leak, layer.oscillation);
-    }
-    if (!layer.lengths && panel.count == P) return;
-    for (int64_t lane = 0; lane < P; ++lane) {
-      if (lane < panel.count && (!layer.lengths || t < layer.lengths[panel.row(lane)])) continue;
-      Gate<T>& gate = at[lane / lanes];
-      gate.k[lane % lanes] = gate.slope[lane % lanes] = gate.in_ratio[lane % lanes] = T(0);
-    }
-  }
-};
-
-// The events of a step: those of the only row, or all units.
-template <typename T>
-inline int64_t events_at(const Layer<T>& layer, int64_t t, int64_t* first) {
-  if (!layer.events.shared) {
-    *first = 0;
-    return layer.units;
-  }
-  *first = layer.events.offsets[t];
-  return layer.events.offsets[t + 1] - *first;
-}
-
-template <typename T>
-inline int64_t unit_of(const Layer<T>& layer, int64_t event) {
-  return layer.events.shared ? layer.events.units[event] : event;
-}
-
-// Events of one row in all, and the place of an event among them.
-template <typename T>
-inline int64_t events_in_row(const Layer<T>& layer) {
-  return layer.events.shared ? layer.events.count : layer.steps * layer.units;
-}
-
-template <typename T>
-inline int64_t place_in_row(const Layer<T>& layer, int64_t t, int64_t event) {
-  return layer.events.shared ? event : t * layer.units + event;
-}
-
-// Units whose sums are made side by side, as many as the registers hold: one unit alone waits for its own additions.
-template <int NV>
-constexpr int kUnitBlock = std::max(1, (kFloatLanes == 16 ? 4 : 2) / NV);
-
-// sums[b][slots[g]][v] += sum_k rows[b][g][k] columns[k][v] for the units b of a block, columns being (width, P).
-template <typename T, int G, int NV, int B>
-inline void multiply(const T* const (&rows)[B], int64_t stride, const int (&slots)[G], const T* columns, int64_t width,
-                     Vec<T> (*sums)[4][NV]) {
-  constexpr int lanes = Simd<T>::kLanes;
-  Vec<T> total[B][G][NV];
-  for (int b = 0; b < B; ++b)
-    for (int g = 0; g < G; ++g)
-      for (int v = 0; v < NV; ++v) total[b][g][v] = sums[b][slots[g]][v];
-  for (int64_t k = 0; k < width; ++k) {
-    Vec<T> x[NV];
-    for (int v = 0; v < NV; ++v) x[v] = load(columns + k * kPanelRows<T, NV> + v * lanes);
-    for (int b = 0; b < B; ++b)
-      for (int g = 0; g < G; ++g) {
-        const Vec<T> w = splat(rows[b][g * stride + k]);
-        for (int v = 0; v < NV; ++v) total[b][g][v] += w * x[v];
-      }
-  }
-  for (int b = 0; b < B; ++b)
-    for (int g = 0; g < G; ++g)
-      for (int v = 0; v < NV; ++v) sums[b][slots[g]][v] = total[b][g][v];
-}
-
-// The sums of events first .. first + B of a step.
-template <typename T, int G, int NV, int B>
-inline void block_sums(const Layer<T>& layer, const Packing<T, G>& packing, const T* packed, int64_t first,
-                       const T* features, const T* state, Vec<T> (*sums)[4][NV]) {
-  const T *of_input[B], *of_state[B];
-  for (int b = 0; b < B; ++b) {
-    const int64_t u = unit_of(layer, first + b);
-    const T* head = packing.head_of(packed, u);
-    for (int slot = 0; slot < 4; ++slot)
-      for (int v = 0; v < NV; ++v) sums[b][slot][v] = splat(head[slot]);
-    of_input[b] = packing.input_rows(packed, u);
-    of_state[b] = packing.state_rows(packed, u);
-  }
-  multiply<T, G, NV, B>(of_input, packing.row(), kInputSlots<G>, features, layer.inputs, sums);
-  multiply<T, G, NV, B>(of_state, packing.row(), kStateSlots<G>, state, layer.units, sums);
-}
-
-// The peephole weights of a unit, i, f, o; zero where there are none.
-template <typename T>
-struct Peephole {
-  Vec<T> of[3] = {};
-  Peephole(const Layer<T>& layer, int64_t u) {
-    if (!layer.peephole) return;
-    for (int j = 0; j < 3; ++j) of[j] = splat(layer.peephole[j * layer.units + u]);
-  }
-};
-
-// The input as columns (I, P), a step at a time; made a few steps at once, as a row's steps lie together.
-template <typename T, int NV>
-class InputColumns {
- public:
-  static constexpr int64_t P = kPanelRows<T, NV>;
-  InputColumns(const Layer<T>& layer, const Panel<T, NV>& panel)
-      : layer_(layer),
-        panel_(panel),
-        steps_(std::max<int64_t>(1, kLanes / layer.inputs)),
-        columns_(padded<T>(steps_ * layer.inputs) * P) {}
-
-  const T* at(int64_t t) {
-    if (t < from_ || t >= from_ + steps_) take(t / steps_ * steps_);
-    return columns_.data() + (t - from_) * layer_.inputs * P;
-  }
-
- private:
-  static constexpr int kLanes = Simd<T>::kLanes;
-
-  void take(int64_t from) {
-    const int64_t ahead = (from < from_ ? -steps_ : steps_) * layer_.inputs;
-    from_ = from;
-    const int64_t I = layer_.inputs, begin = from * I, end = std::min(from + steps_, layer_.steps) * I;
-    for (int v = 0; v < NV; ++v) {
-      for (int64_t at = begin; at < end; at += kLanes) {
-        T* to = columns_.data() + (at - begin) * P + v * kLanes;
-        Vec<T> square[kLanes];
-        for (int lane = 0; lane < kLanes; ++lane) {
-          const T* row = layer_.input + panel_.row(v * kLanes + lane) * layer_.steps * I;
-          __builtin_prefetch(row + at + ahead);
-          T part[kLanes] = {};
-          if (at + kLanes <= layer_.steps * I)
-            square[lane] = load(row + at);
-          else
-            std::copy(row + at, row + end, part), square[lane] = load(part);
-        }
-        transpose<T>(square);
-        for (int j = 0; j < kLanes; ++j) store(to + j * P, square[j]);
-      }
-    }
-    if (!layer_.lengths) return;
-    // Padding may hold a NaN, which a k of 0 does not keep out.
-    for (int64_t lane = 0; lane < P; ++lane)
-      for (int64_t at = std::max(begin, layer_.lengths[panel_.row(lane)] * I); at < end; ++at)
-        columns_[(at - begin) * P + lane] = T(0);
-  }
-
-  const Layer<T>& layer_;
-  const Panel<T, NV>& panel_;
-  int64_t steps_, from_ = std::numeric_limits<int64_t>::max();  // the steps at hand
-  Buffer<T> columns_;
-};
-
-template <typename T, int NV>
-inline void transpose_in(const T* rows, const Panel<T, NV>& panel, int64_t width, T* columns) {
-  for (int64_t lane = 0; lane < kPanelRows<T, NV>; ++lane)
-    for (int64_t u = 0; u < width; ++u) columns[u * kPanelRows<T, NV> + lane] = rows[panel.row(lane) * width + u];
-}
-
-template <typename T, int NV>
-inline void transpose_out(const T* columns, const Panel<T, NV>& panel, int64_t width, T* rows) {
-  for (int64_t lane = 0; lane < panel.count; ++lane)
-    for (int64_t u = 0; u < width; ++u) rows[(panel.first + lane) * width + u] = columns[u * kPanelRows<T, NV> + lane];
-}
-
-template <typename T, int NV>
-inline int64_t longest(const Layer<T>& layer, const Panel<T, NV>& panel) {
-  if (!layer.lengths) return layer.steps;
-  return *std::max_element(layer.lengths + panel.first, layer.lengths + panel.first + panel.count);
-}
 
 template <typename T, bool Lstm, int NV>
 void forward_panels(const Layer<T>& layer, const Forward<T>& run, const T* packed, int64_t begin, int64_t end) {
@@ -211,7 +19,7 @@ void forward_panels(const Layer<T>& layer, const Forward<T>& run, const T* packe
   constexpr int G = Lstm ? 4 : 3, lanes = Simd<T>::kLanes, fields = Lstm ? 6 : 5;
   constexpr int64_t P = kPanelRows<T, NV>;
   const Packing<T, G> packing(layer);
-  const int64_t H = layer.units, I = layer.inputs;
+  const int64_t H = layer.units;
   Buffer<T> state(H * P), cell(H * P, T(0)), fresh(2 * H * P);
   PanelGate<T, NV> gate;
   for (int64_t index = begin; index < end; ++index) {
@@ -276,85 +84,6 @@ void forward_panels(const Layer<T>& layer, const Forward<T>& run, const T* packe
         std::fill_n(run.output + ((panel.first + lane) * layer.steps + steps) * H, (layer.steps - steps) * H, T(0));
     transpose_out(state.data(), panel, H, run.h_n);
     if (Lstm) transpose_out(cell.data(), panel, H, run.c_n);
-  }
-}
-
-// drows[g][j] += sum_rows d[slots[g]][row] x[row][j], x being (P, width), for NC vectors of columns from j on.
-template <typename T, int G, int NV, int NC>
-inline void gather_columns(T* drows, int64_t stride, const int (&slots)[G], const T* d, const T* x, int64_t width,
-                           int64_t j) {
-  constexpr int lanes = Simd<T>::kLanes;
-  constexpr int64_t P = kPanelRows<T, NV>;
-  // A step's own sum first: added one by one to a long sum, small terms would lose their last bits.
-  Vec<T> even[G][NC], odd[G][NC];
-  clear(even);
-  clear(odd);
-  for (int64_t row = 0; row < P; row += 2) {
-    Vec<T> a[NC], b[NC];
-    for (int c = 0; c < NC; ++c) {
-      a[c] = load(x + row * width + j + c * lanes);
-      b[c] = load(x + (row + 1) * width + j + c * lanes);
-    }
-    for (int g = 0; g < G; ++g) {
-      const Vec<T> da = splat(d[slots[g] * P + row]), db = splat(d[slots[g] * P + row + 1]);
-      for (int c = 0; c < NC; ++c) {
-        even[g][c] += da * a[c];
-        odd[g][c] += db * b[c];
-      }
-    }
-  }
-  for (int g = 0; g < G; ++g)
-    for (int c = 0; c < NC; ++c) {
-      T* to = drows + g * stride + j + c * lanes;
-      store(to, load(to) + (even[g][c] + odd[g][c]));
-    }
-}
-
-// The same for all columns.
-template <typename T, int G, int NV>
-inline void gather_rows(T* drows, int64_t stride, const int (&slots)[G], const T* d, const T* x, int64_t width) {
-  constexpr int lanes = Simd<T>::kLanes, wide = kFloatLanes == 16 ? 2 : 1;
-  int64_t j = 0;
-  for (; j + wide * lanes <= width; j += wide * lanes)
-    gather_columns<T, G, NV, wide>(drows, stride, slots, d, x, width, j);
-  for (; j < width; j += lanes) gather_columns<T, G, NV, 1>(drows, stride, slots, d, x, width, j);
-}
-
-// The same from columns (width, P), for few of them.
-template <typename T, int G, int NV>
-inline void gather_few(T* drows, int64_t stride, const int (&slots)[G], const T* d, const T* columns, int64_t width) {
-  constexpr int lanes = Simd<T>::kLanes;
-  constexpr int64_t P = kPanelRows<T, NV>;
-  for (int64_t i = 0; i < width; ++i) {
-    Vec<T> of_slots[4] = {};
-    for (int slot = 0; slot < 4; ++slot)
-      for (int v = 0; v < NV; ++v)
-        of_slots[slot] += load(d + slot * P + v * lanes) * load(columns + i * P + v * lanes);
-    const Quad<T> all = sums(of_slots);
-    for (int g = 0; g < G; ++g) drows[g * stride + i] += all[slots[g]];
-  }
-}
-
-// dcolumns[k][v] += sum_g rows[b][g][k] d[b][slots[g]][v] for the units b of a block, one after the other; dcolumns
-// being (width, P).
-template <typename T, int G, int NV, int B>
-inline void spread_back(const T* const (&rows)[B], int64_t stride, const int (&slots)[G], const T* d, T* dcolumns,
-                        int64_t width) {
-  constexpr int lanes = Simd<T>::kLanes;
-  constexpr int64_t P = kPanelRows<T, NV>;
-  Vec<T> grad[B][G][NV];
-  for (int b = 0; b < B; ++b)
-    for (int g = 0; g < G; ++g)
-      for (int v = 0; v < NV; ++v) grad[b][g][v] = load(d + (4 * b + slots[g]) * P + v * lanes);
-  for (int64_t k = 0; k < width; ++k) {
-    Vec<T> total[NV];
-    for (int v = 0; v < NV; ++v) total[v] = load(dcolumns + k * P + v * lanes);
-    for (int b = 0; b < B; ++b)
-      for (int g = 0; g < G; ++g) {
-        const Vec<T> w = splat(rows[b][g * stride + k]);
-        for (int v = 0; v < NV; ++v) total[v] += w * grad[b][g][v];
-      }
-    for (int v = 0; v < NV; ++v) store(dcolumns + k * P + v * lanes, total[v]);
   }
 }
 

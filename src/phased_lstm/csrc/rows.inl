@@ -8,6 +8,7 @@
 #include "cell.inl"
 #include "kernels.h"
 #include "packing.inl"
+#include "pending.inl"
 #include "simd.h"
 #include "walk.inl"
 
@@ -226,118 +227,6 @@ void forward_rows(const Layer<T>& layer, const Forward<T>& run, const T* packed,
   }
 }
 
-// Gradients of the weights are sums over events of (gradients of the four sums) x (state and features before it).
-// They are put off, and then made a unit at a time, so that a unit's gradients are read and written once for many
-// events.
-template <typename T, int G>
-class PendingProducts {
- public:
-  PendingProducts(const Layer<T>& layer, int64_t rows)
-      : packing_(layer),
-        units_(layer.units),
-        most_states_(std::max(rows, kFloats / packing_.row())),
-        most_events_(std::max(rows * units_, kEvents)),
-        states_(most_states_ * packing_.row()),
-        few_(most_states_ * packing_.few),
-        d_(4 * (most_events_ + Simd<T>::kLanes)),
-        sorted_d_(4 * most_events_),
-        unit_(most_events_),
-        number_(most_events_),
-        sorted_number_(most_events_),
-        starts_(units_ + 1) {}
-
-  bool room_for(int64_t states, int64_t events) const {
-    return stored_ + states <= most_states_ && count_ + events <= most_events_;
-  }
-  // Keeps a copy of a sequence's state and features; returns its number. `few`: the features when there are few.
-  int32_t keep(const T* state, const T* few) {
-    std::copy_n(state, packing_.row(), &states_[stored_ * packing_.row()]);
-    std::copy_n(few, packing_.few, few_.data() + stored_ * packing_.few);
-    return static_cast<int32_t>(stored_++);
-  }
-  // Where the gradients of the four sums of the next events go, an event's together; whole vectors fit behind the last.
-  T* next() { return &d_[4 * count_]; }
-  // The next event is of this unit, and its state was kept under `number`.
-  void add(int64_t unit, int32_t number) {
-    unit_[count_] = static_cast<int32_t>(unit);
-    number_[count_++] = number;
-  }
-
-  // Adds all that is put off to `partial`.
-  void settle(T* partial) {
-    std::fill(starts_.begin(), starts_.end(), 0);
-    for (int64_t e = 0; e < count_; ++e) ++starts_[unit_[e] + 1];
-    for (int64_t u = 0; u < units_; ++u) starts_[u + 1] += starts_[u];
-    for (int64_t e = 0; e < count_; ++e) {
-      const int64_t to = starts_[unit_[e]]++;
-      sorted_number_[to] = number_[e];
-      store_quad(&sorted_d_[4 * to], load_quad(&d_[4 * e]));
-    }
-    int64_t from = 0;
-    for (int64_t u = 0; u < units_; ++u) {
-      const int64_t to = starts_[u];
-      if (to > from) {
-        for_parts(packing_, true, [&](const int(&slots)[G], int64_t first, int64_t width) {
-          add_products(packing_.state_rows(partial, u) + first, first, width, slots, from, to);
-        });
-        add_head(packing_.head_of(partial, u), from, to);
-      }
-      from = to;
-    }
-    stored_ = count_ = 0;
-  }
-
- private:
-  // States kept, in values, and events: what the second-level cache holds.
-  static constexpr int64_t kFloats = 128 * 1024, kEvents = 4096;
-
-  void add_head(T* head, int64_t from, int64_t to) {
-    Quad<T> total[1 + kFewInputs] = {};
-    for (int64_t e = from; e < to; ++e) {
-      const Quad<T> d = load_quad(&sorted_d_[4 * e]);
-      const T* few = few_.data() + sorted_number_[e] * packing_.few;
-      total[0] += d;
-      for (int64_t i = 0; i < packing_.few; ++i) total[1 + i] += d * few[i];
-    }
-    for (int64_t i = 0; i <= packing_.few; ++i) store_quad(head + 4 * i, load_quad(head + 4 * i) + total[i]);
-  }
-
-  // drows[g] += sum_e d[e][slots[g]] (states[e] + first), over `width`, for events from .. to.
-  void add_products(T* drows, int64_t first, int64_t width, const int (&slots)[G], int64_t from, int64_t to) {
-    constexpr int wide = kFloatLanes == 16 ? 4 : 2, lanes = Simd<T>::kLanes;
-    int64_t k = 0;
-    for (; k + wide * lanes <= width; k += wide * lanes) add_columns<wide>(drows + k, first + k, slots, from, to);
-    for (; k < width; k += lanes) add_columns<1>(drows + k, first + k, slots, from, to);
-  }
-
-  template <int NV>
-  void add_columns(T* drows, int64_t first, const int (&slots)[G], int64_t from, int64_t to) {
-    constexpr int lanes = Simd<T>::kLanes;
-    const int64_t stride = packing_.row();
-    // Their own sum first: added one by one to a long sum, small terms would lose their last bits.
-    Vec<T> total[G][NV];
-    clear(total);
-    for (int64_t e = from; e < to; ++e) {
-      Vec<T> x[NV];
-      const T* state = &states_[sorted_number_[e] * stride + first];
-      for (int v = 0; v < NV; ++v) x[v] = load(state + v * lanes);
-      for (int g = 0; g < G; ++g) {
-        const Vec<T> d = splat(sorted_d_[4 * e + slots[g]]);
-        for (int v = 0; v < NV; ++v) total[g][v] += d * x[v];
-      }
-    }
-    for (int g = 0; g < G; ++g)
-      for (int v = 0; v < NV; ++v)
-        store(drows + g * stride + v * lanes, load(drows + g * stride + v * lanes) + total[g][v]);
-  }
-
-  Packing<T, G> packing_;
-  int64_t units_, most_states_, most_events_, stored_ = 0, count_ = 0;
-  Buffer<T> states_, few_, d_, sorted_d_;
-  Buffer<int32_t> unit_, number_, sorted_number_;
-  std::vector<int64_t> starts_;
-};
-
 template <typename T, bool Lstm>
 void backward_rows(const Layer<T>& layer, const Backward<T>& run, const T* packed, int64_t begin, int64_t end,
                    T* partial, double* gate_sums) {
@@ -373,7 +262,8 @@ void backward_rows(const Layer<T>& layer, const Backward<T>& run, const T* packe
       tape -= count * (fields + 2);
       walk.recall(tape + count * fields);
       // The tape is far longer than a cache; the tick before is about as long as this one.
-      for (int64_t value = 0; value < count * (fields + 2); value += 64 / sizeof(T)) __builtin_prefetch(tape - 1 - value);
+      for (int64_t value = 0; value < count * (fields + 2); value += 64 / sizeof(T))
+        __builtin_prefetch(tape - 1 - value);
       for (int field = 0; field < fields; ++field) std::copy_n(tape + field * count, count, at[field]);
       if (run.grad_output)
         for (Tick rest = tick; rest; rest &= rest - 1) {

@@ -172,8 +172,8 @@ class Walk {
       if (!valid_[slot]) continue;
       running |= Tick(1) << slot;
       next[slot] = time(slot, 0);
-      if (valid_[slot] > 1)
-        interval = std::max(interval, (time(slot, valid_[slot] - 1) - next[slot]) / static_cast<double>(valid_[slot] - 1));
+      const double span = time(slot, valid_[slot] - 1) - next[slot];
+      if (valid_[slot] > 1) interval = std::max(interval, span / static_cast<double>(valid_[slot] - 1));
     }
     while (running) {
       if (static_cast<int64_t>(ticks_.size()) == most) return false;

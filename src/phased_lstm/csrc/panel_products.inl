@@ -1,0 +1,136 @@
+// The products of a panel with the weights of open units, and their derivatives.
+#pragma once
+
+#include <algorithm>
+
+#include "kernels.h"
+#include "packing.inl"
+#include "panel.inl"
+#include "simd.h"
+
+namespace {
+
+// Units whose sums are made side by side, as many as the registers hold: one unit alone waits for its own additions.
+template <int NV>
+constexpr int kUnitBlock = std::max(1, (kFloatLanes == 16 ? 4 : 2) / NV);
+
+// sums[b][slots[g]][v] += sum_k rows[b][g][k] columns[k][v] for the units b of a block, columns being (width, P).
+template <typename T, int G, int NV, int B>
+inline void multiply(const T* const (&rows)[B], int64_t stride, const int (&slots)[G], const T* columns, int64_t width,
+                     Vec<T> (*sums)[4][NV]) {
+  constexpr int lanes = Simd<T>::kLanes;
+  Vec<T> total[B][G][NV];
+  for (int b = 0; b < B; ++b)
+    for (int g = 0; g < G; ++g)
+      for (int v = 0; v < NV; ++v) total[b][g][v] = sums[b][slots[g]][v];
+  for (int64_t k = 0; k < width; ++k) {
+    Vec<T> x[NV];
+    for (int v = 0; v < NV; ++v) x[v] = load(columns + k * kPanelRows<T, NV> + v * lanes);
+    for (int b = 0; b < B; ++b)
+      for (int g = 0; g < G; ++g) {
+        const Vec<T> w = splat(rows[b][g * stride + k]);
+        for (int v = 0; v < NV; ++v) total[b][g][v] += w * x[v];
+      }
+  }
+  for (int b = 0; b < B; ++b)
+    for (int g = 0; g < G; ++g)
+      for (int v = 0; v < NV; ++v) sums[b][slots[g]][v] = total[b][g][v];
+}
+
+// The sums of events first .. first + B of a step.
+template <typename T, int G, int NV, int B>
+inline void block_sums(const Layer<T>& layer, const Packing<T, G>& packing, const T* packed, int64_t first,
+                       const T* features, const T* state, Vec<T> (*sums)[4][NV]) {
+  const T *of_input[B], *of_state[B];
+  for (int b = 0; b < B; ++b) {
+    const int64_t u = unit_of(layer, first + b);
+    const T* head = packing.head_of(packed, u);
+    for (int slot = 0; slot < 4; ++slot)
+      for (int v = 0; v < NV; ++v) sums[b][slot][v] = splat(head[slot]);
+    of_input[b] = packing.input_rows(packed, u);
+    of_state[b] = packing.state_rows(packed, u);
+  }
+  multiply<T, G, NV, B>(of_input, packing.row(), kInputSlots<G>, features, layer.inputs, sums);
+  multiply<T, G, NV, B>(of_state, packing.row(), kStateSlots<G>, state, layer.units, sums);
+}
+
+// drows[g][j] += sum_rows d[slots[g]][row] x[row][j], x being (P, width), for NC vectors of columns from j on.
+template <typename T, int G, int NV, int NC>
+inline void gather_columns(T* drows, int64_t stride, const int (&slots)[G], const T* d, const T* x, int64_t width,
+                           int64_t j) {
+  constexpr int lanes = Simd<T>::kLanes;
+  constexpr int64_t P = kPanelRows<T, NV>;
+  // A step's own sum first: added one by one to a long sum, small terms would lose their last bits.
+  Vec<T> even[G][NC], odd[G][NC];
+  clear(even);
+  clear(odd);
+  for (int64_t row = 0; row < P; row += 2) {
+    Vec<T> a[NC], b[NC];
+    for (int c = 0; c < NC; ++c) {
+      a[c] = load(x + row * width + j + c * lanes);
+      b[c] = load(x + (row + 1) * width + j + c * lanes);
+    }
+    for (int g = 0; g < G; ++g) {
+      const Vec<T> da = splat(d[slots[g] * P + row]), db = splat(d[slots[g] * P + row + 1]);
+      for (int c = 0; c < NC; ++c) {
+        even[g][c] += da * a[c];
+        odd[g][c] += db * b[c];
+      }
+    }
+  }
+  for (int g = 0; g < G; ++g)
+    for (int c = 0; c < NC; ++c) {
+      T* to = drows + g * stride + j + c * lanes;
+      store(to, load(to) + (even[g][c] + odd[g][c]));
+    }
+}
+
+// The same for all columns.
+template <typename T, int G, int NV>
+inline void gather_rows(T* drows, int64_t stride, const int (&slots)[G], const T* d, const T* x, int64_t width) {
+  constexpr int lanes = Simd<T>::kLanes, wide = kFloatLanes == 16 ? 2 : 1;
+  int64_t j = 0;
+  for (; j + wide * lanes <= width; j += wide * lanes)
+    gather_columns<T, G, NV, wide>(drows, stride, slots, d, x, width, j);
+  for (; j < width; j += lanes) gather_columns<T, G, NV, 1>(drows, stride, slots, d, x, width, j);
+}
+
+// The same from columns (width, P), for few of them.
+template <typename T, int G, int NV>
+inline void gather_few(T* drows, int64_t stride, const int (&slots)[G], const T* d, const T* columns, int64_t width) {
+  constexpr int lanes = Simd<T>::kLanes;
+  constexpr int64_t P = kPanelRows<T, NV>;
+  for (int64_t i = 0; i < width; ++i) {
+    Vec<T> of_slots[4] = {};
+    for (int slot = 0; slot < 4; ++slot)
+      for (int v = 0; v < NV; ++v)
+        of_slots[slot] += load(d + slot * P + v * lanes) * load(columns + i * P + v * lanes);
+    const Quad<T> all = sums(of_slots);
+    for (int g = 0; g < G; ++g) drows[g * stride + i] += all[slots[g]];
+  }
+}
+
+// dcolumns[k][v] += sum_g rows[b][g][k] d[b][slots[g]][v] for the units b of a block, one after the other; dcolumns
+// being (width, P).
+template <typename T, int G, int NV, int B>
+inline void spread_back(const T* const (&rows)[B], int64_t stride, const int (&slots)[G], const T* d, T* dcolumns,
+                        int64_t width) {
+  constexpr int lanes = Simd<T>::kLanes;
+  constexpr int64_t P = kPanelRows<T, NV>;
+  Vec<T> grad[B][G][NV];
+  for (int b = 0; b < B; ++b)
+    for (int g = 0; g < G; ++g)
+      for (int v = 0; v < NV; ++v) grad[b][g][v] = load(d + (4 * b + slots[g]) * P + v * lanes);
+  for (int64_t k = 0; k < width; ++k) {
+    Vec<T> total[NV];
+    for (int v = 0; v < NV; ++v) total[v] = load(dcolumns + k * P + v * lanes);
+    for (int b = 0; b < B; ++b)
+      for (int g = 0; g < G; ++g) {
+        const Vec<T> w = splat(rows[b][g * stride + k]);
+        for (int v = 0; v < NV; ++v) total[v] += w * grad[b][g][v];
+      }
+    for (int v = 0; v < NV; ++v) store(dcolumns + k * P + v * lanes, total[v]);
+  }
+}
+
+}  // namespace
