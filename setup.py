@@ -21,6 +21,8 @@ FLAGS = {
     "kernels_avx512": ["-mavx512f", "-mavx512vl", "-mavx512dq", "-mavx512bw", "-mavx2", "-mfma",
                        "-mprefer-vector-width=512"],
 }  # fmt: skip
+# The operators' own arithmetic is to round as torch's does, on every machine.
+EVERYWHERE = {"ops": ["-ffp-contract=off"]}
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000"
 
 
@@ -31,8 +33,9 @@ class BuildKernels(build_ext):
         compile_one = self.compiler._compile
 
         def compile_with_flags(obj, source, suffix, args, *rest):  # type: ignore[no-untyped-def]
-            extra = FLAGS.get(Path(source).stem, []) if platform.machine() in ("x86_64", "AMD64") else []
-            return compile_one(obj, source, suffix, [*args, *extra], *rest)
+            name = Path(source).stem
+            extra = FLAGS.get(name, []) if platform.machine() in ("x86_64", "AMD64") else []
+            return compile_one(obj, source, suffix, [*args, *extra, *EVERYWHERE.get(name, [])], *rest)
 
         compile_all = self.compiler.compile
 

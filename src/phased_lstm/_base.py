@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from ._checks import Oscillation, check_flag, check_size
+from ._parametrisation import growth_of, odds_of
 from .functional import NARROW_DTYPES, apply_gru, apply_lstm, autocasting
 from .gate import PERIOD_INIT_MAX, PERIOD_INIT_MIN, TimeGate
 from .ops import native
-from .ops.registry import check_backend_name
+from .ops.registry import check_backend_name, select
 
 PEEPHOLES = ("weight_ci", "weight_cf", "weight_co")
 GATE_DEFAULTS: dict[str, Any] = {
@@ -37,10 +38,11 @@ class Timing(NamedTuple):
 
 
 class _Kept(NamedTuple):
-    """Values in float64 that were made of a gate's parameters, and those parameters as they were."""
+    """Constants that were made of a gate's parameters, the values in float64; and those parameters as they were."""
 
     parameters: Tensor
     timing: Timing
+    growth_and_odds: tuple[Tensor, Tensor]
 
 
 class PhasedModule(nn.Module):
@@ -118,45 +120,73 @@ class PhasedModule(nn.Module):
         gate = getattr(self, "gate" + suffix)
         if gate.hidden_size != self.hidden_size:
             raise ValueError(f"gate{suffix} is of {gate.hidden_size} units, the layer has {self.hidden_size}")
-        timing = self._timing("gate" + suffix, gate)
         weights = (getattr(self, "weight_ih" + suffix), getattr(self, "weight_hh" + suffix))
-        bias_ih = getattr(self, "bias_ih" + suffix) if self.bias else None
-        bias_hh = getattr(self, "bias_hh" + suffix) if self.bias else None
-        options = options | {"leak": gate.active_leak, "oscillation": gate.oscillation, "backend": self.backend}
+        biases: tuple[Any, Any] = (None, None)
+        if self.bias:
+            biases = (getattr(self, "bias_ih" + suffix), getattr(self, "bias_hh" + suffix))
+        peepholes = tuple(getattr(self, name + suffix) for name in PEEPHOLES) if self.peephole else ()
+        options = options | {"leak": gate.active_leak, "oscillation": gate.oscillation}
+        raw = self._raw_for_native(gate, x, (*state, *weights, *biases, *peepholes), options["leak"])
+        if raw is not None:
+            kept = self._keep("gate" + suffix, gate, raw)
+            times = times if kept.timing.origin == 0 else gate.relative(times)
+            values = (*kept.timing[:3], *kept.growth_and_odds)
+            return native.layer_of_parameters(
+                x, times, tuple(state), (*weights, *biases), peepholes, raw, values, **options
+            )
+        timing = self._timing("gate" + suffix, gate)
         times = times if timing.origin == 0 else gate.relative(times)
+        options["backend"] = self.backend
         if self._state_count == 1:
-            return apply_gru(x, times, state[0], *weights, bias_ih, bias_hh, *timing[:3], **options)
+            return apply_gru(x, times, state[0], *weights, *biases, *timing[:3], **options)
         bias = None
-        if bias_ih is not None and bias_hh is not None:
+        if self.bias:
             # Two 16-bit biases are added in float32, like everything else.
-            bias = bias_ih.float() + bias_hh.float() if bias_ih.dtype in NARROW_DTYPES else bias_ih + bias_hh
-        peephole = torch.stack([getattr(self, name + suffix) for name in PEEPHOLES]) if self.peephole else None
+            first, second = (b.float() if b.dtype in NARROW_DTYPES else b for b in biases)
+            bias = first + second
+        peephole = torch.stack(peepholes) if peepholes else None
         return apply_lstm(x, times, state[0], state[1], *weights, bias, *timing[:3], peephole=peephole, **options)
 
-    def _timing(self, name: str, gate: TimeGate) -> Timing:
-        """Return the gate's values. Where no gradient is wanted they are kept from call to call.
+    def _raw_for_native(
+        self, gate: TimeGate, x: Tensor, others: tuple[Tensor | None, ...], leak: float
+    ) -> tuple[Tensor, ...] | None:
+        """The gate's parameters and initial values if the native backend can take them as they are, else None."""
+        raw = gate.parameters_and_initial_values()
+        plain = (
+            raw is not None
+            and type(gate) is TimeGate
+            and native.keeps_values(raw[0])
+            and all(tensor.dtype == raw[0].dtype for tensor in raw)
+            and not any(initial.requires_grad for initial in raw[3:])
+            and x.dtype in (torch.float32, torch.float64)
+            and all(tensor is None or tensor.dtype == x.dtype for tensor in others)
+            and not autocasting(x)
+            and select(self.backend, x, leak).name == "native"
+        )
+        return raw if plain else None
 
-        Kept values are used only if the parameters are bit for bit what they were: versions of tensors would
-        not tell of writes through `.data`.
+    def _timing(self, name: str, gate: TimeGate) -> Timing:
+        """Return the gate's values. Where no gradient is wanted they are kept from call to call."""
+        raw = gate.parameters_and_initial_values()
+        if torch.is_grad_enabled() or raw is None or not native.keeps_values(raw[0]):
+            return Timing(*gate.values(), None)
+        return self._keep(name, gate, raw).timing
+
+    def _keep(self, name: str, gate: TimeGate, raw: tuple[Tensor, ...]) -> _Kept:
+        """Return what was made of a gate's parameters at the last call, or make it anew if they have changed.
+
+        They must be bit for bit what they were: versions of tensors would not tell of writes through `.data`.
         """
-        now = gate.parameters_and_initial_values()
-        if now is None or not native.keeps_values(now[0]):
-            return Timing(*gate.values(), None)
-        constant = not torch.is_grad_enabled()
-        if not constant and gate.raw_ratio_on.requires_grad:
-            return Timing(*gate.values(), None)
         kept = self._kept.get(name)
         origin = int(gate.origin)
-        if kept is None or kept.timing.origin != origin or not native.gate_unchanged(kept.parameters, now):
+        if kept is None or kept.timing.origin != origin or not native.gate_unchanged(kept.parameters, raw):
             # Tensors made in inference mode could not serve a later call that trains.
             with torch.inference_mode(False), torch.no_grad():
                 period, shift, ratio_on = (value.double() for value in gate.values())
                 timing = Timing(period, shift, ratio_on, origin)
-                kept = self._kept[name] = _Kept(torch.stack(now), timing)
-        if constant:
-            return kept.timing
-        period, shift = gate.period_and_shift()
-        return Timing(period, shift, kept.timing.ratio_on, origin)
+                kept = _Kept(torch.stack(raw), timing, (growth_of(raw[0]), odds_of(raw[2])))
+            self._kept[name] = kept
+        return kept
 
     def _check_input(self, input: Tensor, weight: Any) -> None:
         if input.device != weight.device:

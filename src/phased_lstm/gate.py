@@ -26,25 +26,12 @@ from ._checks import (
     check_units,
     valid_rows,
 )
+from ._parametrisation import gate_values, growth_of, odds_of, ratio_of, shift_of
 
 # Periods of e^1 to e^6 time units are what the authors' code recommends for index time.
 PERIOD_INIT_MIN = math.exp(1.0)
 PERIOD_INIT_MAX = math.exp(6.0)
 
-# How far one unit of a raw parameter moves the log of the period, the shift (in periods) and the
-# logit of the ratio. A step of Adam moves a raw parameter by about the learning rate, and the gate's
-# openings late in a sequence by that times the number of cycles before: the small steps keep a period
-# trainable over hundreds of cycles at a learning rate that suits the weights. The ratio moves about as
-# fast as if it were itself the parameter.
-_PERIOD_STEP = 0.01
-_SHIFT_STEP = 0.01
-_RATIO_STEP = 20.0
-
-# The bounds within which raw parameters act and initial values lie. They keep every derived value
-# finite and positive in float32 however far an optimiser throws the raw one.
-_LOG_PERIOD_RANGE = 20.0
-_SHIFT_RANGE = 1e3
-_LOGIT_RATIO_RANGE = 30.0
 _LARGEST_TIME = 1e26
 # float32 rounds the smallest ratio to just below it.
 _RATIO_MIN_ROUNDED = RATIO_MIN * (1.0 - 1e-6)
@@ -232,30 +219,24 @@ class TimeGate(nn.Module):
     @property
     def period(self) -> Tensor:
         """(H,) tau > 0, in time units; differentiable."""
-        deviation = (_PERIOD_STEP * self.raw_period).clamp(-_LOG_PERIOD_RANGE, _LOG_PERIOD_RANGE)
-        return self.initial_period * deviation.exp()
+        return self.initial_period * growth_of(self.raw_period)
 
     @property
     def shift(self) -> Tensor:
         """(H,) s, in time units after `origin`; differentiable."""
-        return self.period_and_shift()[1]
+        return shift_of(self.raw_shift, self.initial_shift, self.period)
 
     @property
     def ratio_on(self) -> Tensor:
         """(H,) r in (0, 1]; differentiable."""
-        odds = (_RATIO_STEP * self.raw_ratio_on).clamp(-_LOGIT_RATIO_RANGE, _LOGIT_RATIO_RANGE).exp()
-        initial = self.initial_ratio_on
-        return (initial * odds / (initial * odds + (1.0 - initial))).clamp(min=RATIO_MIN)
-
-    def period_and_shift(self) -> tuple[Tensor, Tensor]:
-        """Both, at less than the cost of one after the other."""
-        period = self.period
-        deviation = (_SHIFT_STEP * self.raw_shift).clamp(-_SHIFT_RANGE, _SHIFT_RANGE)
-        return period, self.initial_shift + deviation * period
+        return ratio_of(odds_of(self.raw_ratio_on), self.initial_ratio_on)
 
     def values(self) -> tuple[Tensor, Tensor, Tensor]:
         """Period, shift and ratio_on."""
-        return (*self.period_and_shift(), self.ratio_on)
+        return gate_values(
+            self.raw_period, self.raw_shift, self.raw_ratio_on,
+            self.initial_period, self.initial_shift, self.initial_ratio_on,
+        )  # fmt: skip
 
     def parameters_and_initial_values(self) -> tuple[Any, ...] | None:
         """The six tensors (H,) that `values` are made of, or None if something else stands in for a parameter."""

@@ -51,8 +51,8 @@ struct Layer {
   const T* input;          // (N, L, I)
   const T* weight_ih;      // (G * H, I), torch's gate order
   const T* weight_hh;      // (G * H, H)
-  const T* bias_ih;        // (G * H) or null; an LSTM's only bias
-  const T* bias_hh;        // (G * H) or null; GRU only
+  const T* bias_ih;        // (G * H) or null
+  const T* bias_hh;        // (G * H) or null; an LSTM's are added up
   const T* peephole;       // (3, H): i, f, o; or null; LSTM only
   const T* ratio_on;       // (H)
   T leak;
@@ -86,7 +86,7 @@ struct Backward {
   T* grad_c0;            // (N, H), LSTM only
   T* grad_weight_ih;     // (G * H, I)
   T* grad_weight_hh;     // (G * H, H)
-  T* grad_bias_ih;       // (G * H)
+  T* grad_bias_ih;       // (G * H); an LSTM's for either bias
   T* grad_bias_hh;       // (G * H), GRU only
   T* grad_peephole;      // (3, H) or null
   double* grad_gate;     // (3, H): period, shift, ratio_on

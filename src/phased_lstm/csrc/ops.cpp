@@ -3,6 +3,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <string>
 #include <tuple>
@@ -264,6 +265,58 @@ bool gate_unchanged(Tensor kept, Tensor raw_period, Tensor raw_shift, Tensor raw
   return true;
 }
 
+// The constants of a gate's parametrisation.
+struct Parametrisation {
+  double period_step, shift_step, ratio_step, log_period_range, shift_range, logit_range, least_ratio;
+};
+
+// (3, H) gradients in a gate's values become those in its raw parameters: the derivative of `gate_values` in
+// _parametrisation.py, rounded after every operation just as torch's own autograd rounds it. So this file is compiled
+// without contraction to fused operations.
+template <typename T>
+std::tuple<Tensor, Tensor, Tensor> raw_gradients(const Tensor& gradients, const std::array<const Tensor*, 7>& from,
+                                                 const Parametrisation& by) {
+  const int64_t H = from[0]->size(0);
+  const double* in_values = pointer<double>(gradients, "gradients", {3, H});
+  const T* raw_period = pointer<T>(*from[0], "raw_period", {H});
+  const T* raw_shift = pointer<T>(*from[1], "raw_shift", {H});
+  const T* raw_ratio_on = pointer<T>(*from[2], "raw_ratio_on", {H});
+  const T* initial_period = pointer<T>(*from[3], "initial_period", {H});
+  const T* initial_ratio_on = pointer<T>(*from[4], "initial_ratio_on", {H});
+  const T* growth = pointer<T>(*from[5], "growth", {H});
+  const T* odds = pointer<T>(*from[6], "odds", {H});
+  Tensor in_raw[3] = {blank<T>(*from[0], {H}), blank<T>(*from[0], {H}), blank<T>(*from[0], {H})};
+  T *in_raw_period = output<T>(in_raw[0]), *in_raw_shift = output<T>(in_raw[1]), *in_raw_ratio = output<T>(in_raw[2]);
+  const auto inside = [](T x, double range) { return x >= T(-range) && x <= T(range); };
+  for (int64_t u = 0; u < H; ++u) {
+    const auto in_shift = static_cast<T>(in_values[H + u]), in_ratio = static_cast<T>(in_values[2 * H + u]);
+    const T period = initial_period[u] * growth[u], periods = T(by.shift_step) * raw_shift[u];
+    const T in_period = static_cast<T>(in_values[u]) + in_shift * std::clamp(periods, T(-by.shift_range), T(by.shift_range));
+    in_raw_period[u] = inside(T(by.period_step) * raw_period[u], by.log_period_range)
+                           ? in_period * initial_period[u] * growth[u] * T(by.period_step) : T(0);
+    in_raw_shift[u] = inside(periods, by.shift_range) ? in_shift * period * T(by.shift_step) : T(0);
+    const T part = initial_ratio_on[u] * odds[u], whole = part + (T(1) - initial_ratio_on[u]), ratio = part / whole;
+    const T in_odds = in_ratio / whole * initial_ratio_on[u] - in_ratio * (ratio / whole) * initial_ratio_on[u];
+    in_raw_ratio[u] = ratio >= T(by.least_ratio) && inside(T(by.ratio_step) * raw_ratio_on[u], by.logit_range)
+                          ? in_odds * odds[u] * T(by.ratio_step) : T(0);
+  }
+  return {in_raw[0], in_raw[1], in_raw[2]};
+}
+
+// `growth` and `odds`: what the raw parameters were found to stand for on the way forward.
+std::tuple<Tensor, Tensor, Tensor> gate_backward(Tensor gradients, Tensor raw_period, Tensor raw_shift,
+                                                 Tensor raw_ratio_on, Tensor initial_period, Tensor initial_ratio_on,
+                                                 Tensor growth, Tensor odds, double period_step, double shift_step,
+                                                 double ratio_step, double log_period_range, double shift_range,
+                                                 double logit_range, double least_ratio) {
+  const std::array<const Tensor*, 7> from{&raw_period,       &raw_shift, &raw_ratio_on, &initial_period,
+                                          &initial_ratio_on, &growth,    &odds};
+  const Parametrisation by{period_step, shift_step, ratio_step, log_period_range, shift_range, logit_range, least_ratio};
+  STD_TORCH_CHECK(raw_period.dim() == 1, "raw_period should be (H,)");
+  return raw_period.scalar_type() == ScalarType::Double ? raw_gradients<double>(gradients, from, by)
+                                                        : raw_gradients<float>(gradients, from, by);
+}
+
 // The instruction set in use, as a number: 0 baseline, 1 AVX2, 2 AVX-512.
 int64_t instruction_set() {
   const std::string name = kernels().name;
@@ -291,6 +344,10 @@ STABLE_TORCH_LIBRARY(phased_lstm, m) {
   m.def(
       "gate_unchanged(Tensor kept, Tensor raw_period, Tensor raw_shift, Tensor raw_ratio_on, Tensor initial_period, "
       "Tensor initial_shift, Tensor initial_ratio_on) -> bool");
+  m.def(
+      "gate_backward(Tensor gradients, Tensor raw_period, Tensor raw_shift, Tensor raw_ratio_on, Tensor initial_period, "
+      "Tensor initial_ratio_on, Tensor growth, Tensor odds, float period_step, float shift_step, float ratio_step, "
+      "float log_period_range, float shift_range, float logit_range, float least_ratio) -> (Tensor, Tensor, Tensor)");
   m.def("instruction_set() -> int");
 }
 
@@ -299,6 +356,7 @@ STABLE_TORCH_LIBRARY_IMPL(phased_lstm, CPU, m) {
   m.impl("layer_backward", TORCH_BOX(&layer_backward));
   m.impl("step", TORCH_BOX(&step));
   m.impl("gate_unchanged", TORCH_BOX(&gate_unchanged));
+  m.impl("gate_backward", TORCH_BOX(&gate_backward));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(phased_lstm, CompositeExplicitAutograd, m) {

@@ -7,6 +7,7 @@ backwards, undoing each. Their shapes and derivatives are told to torch here, as
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from .._checks import OSCILLATIONS, Oscillation
+from .._parametrisation import CONSTANTS, gate_values
 from . import reference
 
 _ISAS = ("baseline", "avx2", "avx512")
@@ -151,6 +153,54 @@ def step(
     return (new_h,) if c is None else (new_h, new_c)
 
 
+def layer_of_parameters(
+    input: Tensor,
+    times: Tensor,
+    states: tuple[Tensor, ...],
+    weights: tuple[Tensor | None, ...],
+    peepholes: tuple[Tensor, ...],
+    gate: tuple[Tensor, ...],
+    values: tuple[Tensor, ...],
+    *,
+    leak: float,
+    oscillation: Oscillation,
+    lengths: Tensor | None,
+    reverse: bool,
+    return_sequence: bool,
+) -> tuple[Tensor | None, ...]:
+    """One layer and direction, with a single node of autograd from a module's own parameters to its results.
+
+    Args:
+        input, times, leak, oscillation, lengths, reverse, return_sequence: as `phased_lstm`; float32 or float64.
+        states: h0 and, of an LSTM, c0.
+        weights: weight_ih, weight_hh, bias_ih, bias_hh; biases may be None.
+        peepholes: three of (H,), or none.
+        gate: (H,) raw_period, raw_shift, raw_ratio_on, and the three initial values.
+        values: constants, each (H,): what `gate_values` makes of `gate`, in float64, and `growth_of` and `odds_of`.
+
+    Returns:
+        output or None, h_n and, of an LSTM, c_n.
+    """
+    h0, c0 = states if len(states) == 2 else (states[0], None)
+    tensors = tuple(
+        None if tensor is None else tensor.contiguous()
+        for tensor in (input, times, lengths, h0, c0, *weights, *(peepholes or (None,) * 3), *gate)
+    )
+    options = (leak, OSCILLATIONS.index(oscillation), reverse, return_sequence)
+    if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors):
+        output, h_n, c_n = _LayerOfParameters.apply(*tensors, *values, *options)
+    else:
+        output, h_n, c_n, *_ = _without_autograd(*_operands(tensors), *values[:3], *options, False)
+    results = (output if return_sequence else None, h_n)
+    return results if c0 is None else (*results, c_n)
+
+
+def _operands(tensors: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The operator's first ten operands of those of `_LayerOfParameters`."""
+    peepholes = tensors[9:12]
+    return (*tensors[:9], None if peepholes[0] is None else torch.stack(peepholes))
+
+
 def _layer(
     input: Tensor,
     times: Tensor,
@@ -209,13 +259,57 @@ class _Layer(torch.autograd.Function):
         return _backward(ctx, *grads)
 
 
-# Tensors among the operator's arguments.
+class _LayerOfParameters(torch.autograd.Function):
+    """The layer, and the gate's values before it, as one node."""
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> Any:
+        tensors, values, ctx.options = arguments[:_SOURCES], arguments[_SOURCES:-4], arguments[-4:]
+        operands = _operands(tensors)
+        output, h_n, c_n, *tape = _without_autograd(*operands, *values[:3], *ctx.options, True)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tensors, operands[-1], *values, h_n, *tape)
+        return output, h_n, c_n
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        saved = ctx.saved_tensors
+        tensors, (peephole, *values), taped = saved[:_SOURCES], saved[_SOURCES:-5], saved[-5:]
+        needs = ctx.needs_input_grad
+        none = (None,) * (len(values) + len(ctx.options))
+        if torch.is_grad_enabled():
+            return (*_reference_gradients(tensors, needs, _made_of_parameters, ctx.options, grads), *none)
+        operands = (*tensors[:9], peephole, *values[:3])
+        *found, in_bias_hh, in_peephole, in_gate = _gradients(operands, taped, needs[:2], ctx.options, grads)
+        # An LSTM adds its biases up, so that the gradient of one is that of the other.
+        found.append(in_bias_hh if tensors[4] is None else found[-1])
+        found += (None,) * 3 if peephole is None else in_peephole.unbind()
+        if any(needs[12:15]):
+            *raw, initial_period, _, initial_ratio_on = tensors[12:]
+            found += torch.ops.phased_lstm.gate_backward.default(
+                in_gate, *raw, initial_period, initial_ratio_on, *values[3:], *CONSTANTS
+            )
+        gradients = (gradient if need else None for gradient, need in zip(found, needs, strict=False))
+        return (*gradients, *(None,) * (_SOURCES - len(found)), *none)
+
+
+def _made_of_parameters(*tensors: Any) -> tuple[Any, ...]:
+    """The operator's operands, of tensors that carry gradients."""
+    *operands, peephole = _operands(tensors)
+    _, _, _, _, c0, _, _, bias_ih, bias_hh = operands
+    if c0 is not None and bias_ih is not None:
+        operands[7:] = bias_ih + bias_hh, None
+    return (*operands, peephole, *(value.double() for value in gate_values(*tensors[12:])))
+
+
+# Tensors among the arguments of the operator, and of `_LayerOfParameters` without the gate's values.
 _TENSORS = 13
+_SOURCES = 18
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     _, h_n, _, tape, offsets, units, phases = output
-    ctx.options = inputs[_TENSORS:]
+    ctx.options = inputs[_TENSORS:-1]
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(tape, offsets, units, phases)
     ctx.save_for_backward(*inputs[:_TENSORS], h_n, tape, offsets, units, phases)
@@ -225,41 +319,73 @@ def _backward(
     ctx: Any, grad_output: Tensor | None, grad_h_n: Tensor | None, grad_c_n: Tensor | None, *_: None
 ) -> tuple[Tensor | None, ...]:
     saved = ctx.saved_tensors
-    operands, (h_n, tape, *events) = saved[:_TENSORS], saved[_TENSORS:]
-    none = (None,) * len(ctx.options)
+    operands, taped = saved[:_TENSORS], saved[_TENSORS:]
+    grads = (grad_output, grad_h_n, grad_c_n)
+    needs = ctx.needs_input_grad
+    none = (None,) * (len(ctx.options) + 1)
     if torch.is_grad_enabled():
-        return (*_reference_gradients(ctx, operands, (grad_output, grad_h_n, grad_c_n)), *none)
+        return (*_reference_gradients(operands, needs, _as_they_are, ctx.options, grads), *none)
+    *found, in_gate = _gradients(operands, taped, needs[:2], ctx.options, grads)
+    found += in_gate.unbind()
+    return (*(gradient if need else None for gradient, need in zip(found, needs, strict=False)), *none)
+
+
+def _as_they_are(*operands: Any) -> tuple[Any, ...]:
+    return operands
+
+
+def _gradients(
+    operands: tuple[Any, ...],
+    taped: tuple[Any, ...],
+    needs: tuple[bool, ...],
+    options: tuple[Any, ...],
+    grads: tuple[Tensor | None, ...],
+) -> tuple[Any, ...]:
+    """Gradients in the operator's first ten operands, None for lengths, and in the (3, H) gate's values.
+
+    Args:
+        operands: the operator's tensors.
+        taped: h_n and what the operator kept.
+        needs: whether those in the input and in the times are wanted.
+        options: leak, oscillation, reverse, return_sequence.
+        grads: in the output, h_n and c_n.
+    """
     input, times, lengths, _, c0, *weights = operands
-    leak, oscillation, reverse, return_sequence, _ = ctx.options
-    need_input, need_times = ctx.needs_input_grad[:2]
-    in_h_n, in_c_n = (torch.zeros_like(h_n) if grad is None else grad.contiguous() for grad in (grad_h_n, grad_c_n))
+    h_n, tape, *events = taped
+    leak, oscillation, reverse, return_sequence = options
+    need_input, need_times = needs
+    grad_output, *of_states = grads
+    in_h_n, in_c_n = (torch.zeros_like(h_n) if grad is None else grad.contiguous() for grad in of_states)
     (
         in_input, in_h0, in_c0, in_weight_ih, in_weight_hh, in_bias_ih, in_bias_hh, in_peephole, in_gate, in_times
-    ) = torch.ops.phased_lstm.layer_backward(
+    ) = torch.ops.phased_lstm.layer_backward.default(
         input, times, lengths, *weights, leak, oscillation, reverse, h_n, tape, *events,
         grad_output.contiguous() if grad_output is not None and return_sequence else None,
         in_h_n, None if c0 is None else in_c_n, need_times, need_input,
     )  # fmt: skip
     if need_times:
         in_times = (in_times if times.dim() == 2 else in_times.sum(0)).to(times.dtype)
-    found = (
-        in_input, in_times, None, in_h0, in_c0, in_weight_ih, in_weight_hh, in_bias_ih, in_bias_hh, in_peephole,
-        *in_gate.unbind(),
+    return (
+        in_input, in_times, None, in_h0, in_c0, in_weight_ih, in_weight_hh, in_bias_ih, in_bias_hh, in_peephole, in_gate
     )  # fmt: skip
-    needs = ctx.needs_input_grad
-    return (*(gradient if need else None for gradient, need in zip(found, needs, strict=False)), *none)
 
 
-def _reference_gradients(ctx: Any, operands: tuple[Any, ...], grads: tuple[Tensor | None, ...]) -> list[Tensor | None]:
-    """Gradients that can be differentiated again."""
-    leak, oscillation, reverse, return_sequence, _ = ctx.options
-    input, times, lengths, h0, c0, weight_ih, weight_hh, bias_ih, bias_hh, peephole, *gate = operands
-    common = {
-        "leak": leak, "oscillation": OSCILLATIONS[oscillation], "lengths": lengths, "reverse": reverse,
-        "return_sequence": return_sequence,
-    }  # fmt: skip
+def _reference_gradients(
+    sources: tuple[Any, ...],
+    needs: tuple[bool, ...],
+    make: Callable[..., tuple[Any, ...]],
+    options: tuple[Any, ...],
+    grads: tuple[Tensor | None, ...],
+) -> list[Tensor | None]:
+    """Gradients in `sources`, of which `make` makes the operator's operands; they can be differentiated again."""
+    leak, oscillation, reverse, return_sequence = options
     results: tuple[Tensor | None, ...]
     with torch.enable_grad():
+        input, times, lengths, h0, c0, weight_ih, weight_hh, bias_ih, bias_hh, peephole, *gate = make(*sources)
+        common = {
+            "leak": leak, "oscillation": OSCILLATIONS[oscillation], "lengths": lengths, "reverse": reverse,
+            "return_sequence": return_sequence,
+        }  # fmt: skip
         if c0 is None:
             results = reference.phased_gru(input, times, h0, weight_ih, weight_hh, bias_ih, bias_hh, *gate, **common)
         else:
@@ -267,7 +393,7 @@ def _reference_gradients(ctx: Any, operands: tuple[Any, ...], grads: tuple[Tenso
                 input, times, h0, c0, weight_ih, weight_hh, bias_ih, *gate, peephole=peephole, **common
             )
     pairs = [(r, g) for r, g in zip(results, grads, strict=False) if r is not None and g is not None]
-    wanted = [tensor if need else None for tensor, need in zip(operands, ctx.needs_input_grad, strict=False)]
+    wanted = [tensor if need else None for tensor, need in zip(sources, needs, strict=False)]
     inputs = [tensor for tensor in wanted if tensor is not None]
     found = iter(
         torch.autograd.grad(

@@ -1,0 +1,140 @@
+"""The native layer's one node of autograd, from a module's own parameters to its results."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from test_native import TOLERANCES, assert_near
+from test_native_numerics import OPTIONS, PHASED, assert_same_bits, many_rows
+from torch import Tensor, nn
+
+from phased_lstm import PhasedGRU, PhasedLSTM
+from phased_lstm._parametrisation import CONSTANTS, gate_values, growth_of, odds_of
+from phased_lstm.ops import native
+
+pytestmark = pytest.mark.skipif(bool(native.missing()), reason=f"native kernels: {native.missing()}")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_gradients_of_raw_parameters_are_those_of_autograd_bit_for_bit(dtype: torch.dtype) -> None:
+    units = 4096
+    # Periods are held at 2000, shifts at 1e5, ratios at 1.5: some lie beyond.
+    raw = [(torch.randn(units, dtype=dtype) * scale).requires_grad_() for scale in (1.5e3, 8e4, 1.0)]
+    with torch.no_grad():
+        for tensor in raw:
+            tensor[:5] = 0.0
+        raw[0][5], raw[1][5], raw[2][5] = 2000.0, -1e5, 1.5
+    initial = [torch.rand(units, dtype=dtype) * scale + 1e-7 for scale in (300.0, 40.0, 1.0)]
+    initial[2][:3] = torch.tensor([1.0, 1e-6, 5e-7])
+    gradients = torch.randn(3, units, dtype=torch.float64)
+    values = torch.stack([value.double() for value in gate_values(*raw, *initial)])
+    wanted = torch.autograd.grad(values, raw, gradients)
+    with torch.no_grad():
+        kept = growth_of(raw[0]), odds_of(raw[2])
+        found = torch.ops.phased_lstm.gate_backward.default(gradients, *raw, initial[0], initial[2], *kept, *CONSTANTS)
+    assert all(0 < (gradient == 0).sum() < units / 2 for gradient in wanted)
+    assert_same_bits(list(found), list(wanted))
+
+
+def moved(phased: Any, **options: Any) -> Any:
+    """A layer whose gate is not where it began."""
+    rnn = phased(3, 9, 2, **OPTIONS, bidirectional=True, trainable_ratio_on=True, **options)
+    with torch.no_grad():
+        for gate in rnn.gates:
+            for raw in (gate.raw_period, gate.raw_shift, gate.raw_ratio_on):
+                raw.uniform_(-0.05, 0.05)
+    return rnn
+
+
+@PHASED
+def test_the_graph_is_one_node_a_direction(phased: Any) -> None:
+    rnn = phased(3, 9, **OPTIONS)
+    x, times, _ = many_rows(4)
+    node = rnn(x, times=times)[0].grad_fn
+    assert type(node).__name__ == "_LayerOfParametersBackward"
+    reached = {id(edge.variable) for edge, _ in node.next_functions if edge is not None}
+    assert reached == {id(parameter) for parameter in rnn.parameters() if parameter.requires_grad}
+
+
+LAYERS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "lstm": (PhasedLSTM, {}),
+    "peephole": (PhasedLSTM, {"peephole": True}),
+    "no bias": (PhasedLSTM, {"bias": False}),
+    "leak": (PhasedLSTM, {"leak": 0.1}),
+    "gru": (PhasedGRU, {}),
+    "gru without bias": (PhasedGRU, {"bias": False}),
+}
+
+
+def gradients(rnn: Any, x: Tensor, times: Tensor, create_graph: bool) -> tuple[Tensor, ...]:
+    wanted = [parameter for parameter in rnn.parameters() if parameter.requires_grad]
+    return torch.autograd.grad(rnn(x, times=times)[0].sin().sum(), [x, *wanted], create_graph=create_graph)
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize("frozen", ["", "raw_", "bias_hh", "weight_hh"])
+def test_gradients_and_their_gradients_are_those_of_the_reference(kind: str, frozen: str) -> None:
+    phased, options = LAYERS[kind]
+    rnn = moved(phased, dtype=torch.float64, **options)
+    for name, parameter in rnn.named_parameters():
+        parameter.requires_grad_(not (frozen and frozen in name))
+    twin = copy.deepcopy(rnn)
+    rnn.backend, twin.backend = "native", "reference"
+    x, times, _ = many_rows(4)
+    found, again = [], []
+    for layer in (rnn, twin):
+        given = x.double().requires_grad_()
+        found.append(gradients(layer, given, times, False))
+        graph = gradients(layer, given, times, True)
+        again.append(torch.autograd.grad(sum(part.square().sum() for part in graph), [given, layer.weight_ih_l0]))
+    assert_near(list(found[0]), list(found[1]), TOLERANCES[torch.float64][1])
+    assert_near(list(again[0]), list(again[1]), TOLERANCES[torch.float64][1])
+
+
+def test_the_two_biases_have_gradients_of_their_own() -> None:
+    rnn = PhasedLSTM(3, 9, **OPTIONS)
+    x, times, _ = many_rows(4)
+    rnn(x, times=times)[0].sum().backward()
+    first, second = rnn.bias_ih_l0.grad, rnn.bias_hh_l0.grad
+    assert first is not None
+    assert second is not None
+    assert first.any()
+    assert torch.equal(first, second)
+    second.zero_()
+    assert first.any()
+
+
+@PHASED
+def test_a_gate_of_another_class_is_asked_for_its_values(phased: Any) -> None:
+    class Shifted(nn.Module):
+        def forward(self, raw: Tensor) -> Tensor:
+            return raw + 50.0
+
+    rnn = phased(3, 9, **OPTIONS)
+    twin = copy.deepcopy(rnn)
+    nn.utils.parametrize.register_parametrization(rnn.gate_l0, "raw_period", Shifted())
+    with torch.no_grad():
+        twin.gate_l0.raw_period.add_(50.0)
+    x, times, _ = many_rows(4)
+    assert_same_bits([rnn(x, times=times)[0]], [twin(x, times=times)[0]])
+
+
+@PHASED
+def test_strided_parameters_serve(phased: Any) -> None:
+    rnn = phased(3, 9, **OPTIONS)
+    twin = copy.deepcopy(rnn)
+    for name, parameter in list(twin.named_parameters()):
+        owner, _, own = name.rpartition(".")
+        strided = torch.stack([parameter.detach()] * 2, -1)[..., 0]
+        assert not strided.is_contiguous()
+        setattr(twin.get_submodule(owner), own, nn.Parameter(strided, parameter.requires_grad))
+    x, times, _ = many_rows(4)
+    for layer in (rnn, twin):
+        layer(x, times=times)[0].square().sum().backward()
+    for (name, parameter), other in zip(rnn.named_parameters(), twin.parameters(), strict=True):
+        assert (parameter.grad is None) == (other.grad is None), name
+        if parameter.grad is not None:
+            assert_same_bits([other.grad], [parameter.grad])
