@@ -119,8 +119,8 @@ struct KernelTable {
   // the gradients that rows share.
   void (*backward)(const Layer<T>&, bool lstm, const Backward<T>&, const T* packed, int64_t begin, int64_t end,
                    T* partial, double* gate);
-  // Adds up the chunks' shares in their order and puts them into torch's layout.
-  void (*gather)(const Layer<T>&, bool lstm, const Backward<T>&, const T* partials, const double* gates,
+  // Adds up the chunks' shares in their order, in the place of the first, and puts them into torch's layout.
+  void (*gather)(const Layer<T>&, bool lstm, const Backward<T>&, T* partials, const double* gates,
                  int64_t chunks);
 };
 

@@ -9,7 +9,6 @@
 namespace {
 
 using phased_lstm::Backward;
-using phased_lstm::Buffer;
 using phased_lstm::Layer;
 
 // An event has four sums, its slots: an LSTM's i, f, g, o; a GRU's r, z, and the parts of n from the input and from
@@ -96,13 +95,12 @@ void pack(const Layer<T>& layer, T* packed, const uint8_t* wanted) {
 
 // Adds up the chunks' shares in their order and puts them into torch's layout.
 template <typename T, int G>
-void gather(const Layer<T>& layer, const Backward<T>& run, const T* partials, const double* gates, int64_t chunks) {
+void gather(const Layer<T>& layer, const Backward<T>& run, T* partials, const double* gates, int64_t chunks) {
   const Packing<T, G> packing(layer);
   const int64_t H = layer.units, I = layer.inputs, size = partial_size<T, G>(layer);
-  Buffer<T> total(partials, partials + size);
   for (int64_t chunk = 1; chunk < chunks; ++chunk)
-    for (int64_t j = 0; j < size; ++j) total[j] += partials[chunk * size + j];
-  const T* packed = total.data();
+    for (int64_t j = 0; j < size; ++j) partials[j] += partials[chunk * size + j];
+  const T* packed = partials;
   const T* peepholes = packed + H * packing.unit();
   for (int64_t u = 0; u < H; ++u) {
     const T* head = packing.head_of(packed, u);

@@ -299,7 +299,7 @@ KernelTable<T> table() {
           lstm ? backward_rows<T, true>(layer, run, packed, begin, end, partial, gate)
                : backward_rows<T, false>(layer, run, packed, begin, end, partial, gate);
       },
-      [](const L& layer, bool lstm, const Backward<T>& run, const T* partials, const double* gates, int64_t chunks) {
+      [](const L& layer, bool lstm, const Backward<T>& run, T* partials, const double* gates, int64_t chunks) {
         lstm ? gather<T, 4>(layer, run, partials, gates, chunks) : gather<T, 3>(layer, run, partials, gates, chunks);
       },
   };
