@@ -41,6 +41,7 @@ class _Kept(NamedTuple):
     """Constants that were made of a gate's parameters, the values in float64; and those parameters as they were."""
 
     parameters: Tensor
+    origin: int
     timing: Timing
     growth_and_odds: tuple[Tensor, Tensor]
 
@@ -126,13 +127,13 @@ class PhasedModule(nn.Module):
             biases = (getattr(self, "bias_ih" + suffix), getattr(self, "bias_hh" + suffix))
         peepholes = tuple(getattr(self, name + suffix) for name in PEEPHOLES) if self.peephole else ()
         options = options | {"leak": gate.active_leak, "oscillation": gate.oscillation}
-        raw = self._raw_for_native(gate, x, (*state, *weights, *biases, *peepholes), options["leak"])
-        if raw is not None:
-            kept = self._keep("gate" + suffix, gate, raw)
+        sources = self._sources_for_native(gate, x, (*state, *weights, *biases, *peepholes), options["leak"])
+        if sources is not None:
+            kept = self._keep("gate" + suffix, gate, sources)
             times = times if kept.timing.origin == 0 else gate.relative(times)
             values = (*kept.timing[:3], *kept.growth_and_odds)
             return native.layer_of_parameters(
-                x, times, tuple(state), (*weights, *biases), peepholes, raw, values, **options
+                x, times, tuple(state), (*weights, *biases), peepholes, sources[:6], values, **options
             )
         timing = self._timing("gate" + suffix, gate)
         times = times if timing.origin == 0 else gate.relative(times)
@@ -147,44 +148,45 @@ class PhasedModule(nn.Module):
         peephole = torch.stack(peepholes) if peepholes else None
         return apply_lstm(x, times, state[0], state[1], *weights, bias, *timing[:3], peephole=peephole, **options)
 
-    def _raw_for_native(
+    def _sources_for_native(
         self, gate: TimeGate, x: Tensor, others: tuple[Tensor | None, ...], leak: float
     ) -> tuple[Tensor, ...] | None:
-        """The gate's parameters and initial values if the native backend can take them as they are, else None."""
-        raw = gate.parameters_and_initial_values()
+        """The gate's sources if the native backend can take them and all the others as they are, else None."""
+        sources = gate.sources()
         plain = (
-            raw is not None
+            sources is not None
             and type(gate) is TimeGate
-            and native.keeps_values(raw[0])
-            and all(tensor.dtype == raw[0].dtype for tensor in raw)
-            and not any(initial.requires_grad for initial in raw[3:])
+            and native.keeps_values(sources[0])
+            and all(tensor.dtype == sources[0].dtype for tensor in sources[:6])
+            and not any(initial.requires_grad for initial in sources[3:6])
             and x.dtype in (torch.float32, torch.float64)
             and all(tensor is None or tensor.dtype == x.dtype for tensor in others)
             and not autocasting(x)
             and select(self.backend, x, leak).name == "native"
         )
-        return raw if plain else None
+        return sources if plain else None
 
     def _timing(self, name: str, gate: TimeGate) -> Timing:
         """Return the gate's values. Where no gradient is wanted they are kept from call to call."""
-        raw = gate.parameters_and_initial_values()
-        if torch.is_grad_enabled() or raw is None or not native.keeps_values(raw[0]):
+        sources = gate.sources()
+        if torch.is_grad_enabled() or sources is None or not native.keeps_values(sources[0]):
             return Timing(*gate.values(), None)
-        return self._keep(name, gate, raw).timing
+        return self._keep(name, gate, sources).timing
 
-    def _keep(self, name: str, gate: TimeGate, raw: tuple[Tensor, ...]) -> _Kept:
-        """Return what was made of a gate's parameters at the last call, or make it anew if they have changed.
+    def _keep(self, name: str, gate: TimeGate, sources: tuple[Tensor, ...]) -> _Kept:
+        """Return what was made of a gate's sources at the last call, or make it anew if they have changed.
 
         They must be bit for bit what they were: versions of tensors would not tell of writes through `.data`.
         """
         kept = self._kept.get(name)
-        origin = int(gate.origin)
-        if kept is None or kept.timing.origin != origin or not native.gate_unchanged(kept.parameters, raw):
+        if kept is None or not native.gate_unchanged(kept.parameters, kept.origin, sources):
             # Tensors made in inference mode could not serve a later call that trains.
             with torch.inference_mode(False), torch.no_grad():
+                *parameters, origin_now = sources
                 period, shift, ratio_on = (value.double() for value in gate.values())
+                origin = int(origin_now)
                 timing = Timing(period, shift, ratio_on, origin)
-                kept = _Kept(torch.stack(raw), timing, (growth_of(raw[0]), odds_of(raw[2])))
+                kept = _Kept(torch.stack(parameters), origin, timing, (growth_of(sources[0]), odds_of(sources[2])))
             self._kept[name] = kept
         return kept
 

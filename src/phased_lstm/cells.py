@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -14,11 +13,10 @@ from .functional import check_sequence
 from .gate import PERIOD_INIT_MAX, PERIOD_INIT_MIN
 from .ops import native
 
-_WEIGHTS = {"weight_ih", "weight_hh"}
-_WITH_BIAS = _WEIGHTS | {"bias_ih", "bias_hh"}
-
 # Integers up to here are floats as well.
 _EXACT = 1 << 53
+
+_WIDE = (torch.float32, torch.float64)
 
 
 class PhasedCell(PhasedModule):
@@ -52,37 +50,31 @@ class PhasedCell(PhasedModule):
             or torch.is_autocast_enabled("cpu")
         ):
             return None
-        weights = self._parameters
-        if not weights.keys() >= (_WITH_BIAS if self.bias else _WEIGHTS):
-            # Pruned or parametrised: something else stands in for a parameter.
-            return None
-        weight_ih: Any = weights["weight_ih"]
         states = hx if self._state_count == 2 else (hx,)
-        if type(input) is not Tensor or type(states) is not tuple or len(states) != self._state_count:
+        if type(states) is not tuple or len(states) != self._state_count:
             return None
-        dtype = input.dtype
-        shape = (*input.shape[:-1], self.hidden_size)
-        for state in states:
-            if type(state) is not Tensor or state.dtype != dtype or state.shape != shape or not state.is_cpu:
+        for tensor in (input, *states):
+            if type(tensor) is not Tensor or tensor.dtype not in _WIDE or not tensor.is_cpu:
                 return None
-        if (
-            dtype != weight_ih.dtype
-            or dtype not in (torch.float32, torch.float64)
-            or not input.is_cpu
-            or len(shape) > 2
-            or input.shape[-1] != self.input_size
-            or not math.isfinite(times)
-            or gate.hidden_size != self.hidden_size
-        ):
+        own = self._parameters
+        try:
+            weight_ih, weight_hh = own["weight_ih"], own["weight_hh"]
+            bias_ih, bias_hh = (own["bias_ih"], own["bias_hh"]) if self.bias else (None, None)
+            peephole = torch.stack([own[name] for name in PEEPHOLES]) if self.peephole else None  # type: ignore[misc]
+        except KeyError:
+            # Pruned or parametrised: something else stands in for a parameter.
             return None
         period, shift, ratio_on, origin = self._timing("gate", gate)
         if origin is None or abs(origin) > _EXACT:
             return None
-        peephole = torch.stack([getattr(self, name) for name in PEEPHOLES]) if self.peephole else None
-        return native.step(
-            input, times - origin, states, weight_ih, weights["weight_hh"], weights.get("bias_ih"),
-            weights.get("bias_hh"), peephole, period, shift, ratio_on, gate.oscillation,
-        )  # fmt: skip
+        try:
+            return native.step(
+                input, times - origin, states, weight_ih, weight_hh, bias_ih, bias_hh, peephole,
+                period, shift, ratio_on, gate.oscillation,
+            )  # fmt: skip
+        except RuntimeError:
+            # What the operator refuses the checked step refuses as well, in its own words.
+            return None
 
     def _checked_step(self, input: Tensor, hx: Any, times: Tensor | float | None) -> tuple[Tensor, ...]:
         if not isinstance(input, Tensor):

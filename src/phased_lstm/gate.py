@@ -238,14 +238,14 @@ class TimeGate(nn.Module):
             self.initial_period, self.initial_shift, self.initial_ratio_on,
         )  # fmt: skip
 
-    def parameters_and_initial_values(self) -> tuple[Any, ...] | None:
-        """The six tensors (H,) that `values` are made of, or None if something else stands in for a parameter."""
+    def sources(self) -> tuple[Any, ...] | None:
+        """The raw parameters, initial values and origin, or None if something else stands in for a parameter."""
         raw, initial = self._parameters, self._buffers
         if not ("raw_period" in raw and "raw_shift" in raw and "raw_ratio_on" in raw):
             return None
         return (
             raw["raw_period"], raw["raw_shift"], raw["raw_ratio_on"],
-            initial["initial_period"], initial["initial_shift"], initial["initial_ratio_on"],
+            initial["initial_period"], initial["initial_shift"], initial["initial_ratio_on"], initial["origin"],
         )  # fmt: skip
 
     @property

@@ -94,10 +94,16 @@ Layer<T> layer_of(int64_t gates, const Operands& from, const Times& times, Event
   return layer;
 }
 
-// The weights of the units that have events.
+// Packed weights up to this size lie in memory that a thread keeps: to ask for it anew costs as much as a cell's step.
+constexpr size_t kKeptBytes = size_t(1) << 20;
+
+// The weights of the units that have events, in `own` if they are large. Valid until the thread packs again.
 template <typename T>
-Buffer<T> packed_weights(const Layer<T>& layer, bool lstm) {
-  Buffer<T> packed(table<T>().packed_size(layer, lstm));
+const T* packed_weights(const Layer<T>& layer, bool lstm, Buffer<T>& own) {
+  static thread_local Buffer<T> kept;
+  const auto size = static_cast<size_t>(table<T>().packed_size(layer, lstm));
+  Buffer<T>& packed = size * sizeof(T) <= kKeptBytes ? kept : own;
+  if (packed.size() < size) packed.resize(size);
   std::vector<uint8_t> wanted;
   // In a long sequence they are all wanted, and looking would take its time.
   if (layer.events.count < kFewEvents * layer.units) {
@@ -105,7 +111,7 @@ Buffer<T> packed_weights(const Layer<T>& layer, bool lstm) {
     for (int64_t e = 0; e < layer.events.count; ++e) wanted[layer.events.units[e]] = 1;
   }
   table<T>().pack(layer, lstm, packed.data(), wanted.empty() ? nullptr : wanted.data());
-  return packed;
+  return packed.data();
 }
 
 template <typename T>
@@ -119,8 +125,9 @@ using BackwardResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor
 
 template <typename T>
 void run_forward(const Layer<T>& layer, bool lstm, const Forward<T>& run) {
-  const Buffer<T> packed = packed_weights(layer, lstm);
-  spread(groups(layer), [&](int64_t begin, int64_t end) { table<T>().forward(layer, lstm, run, packed.data(), begin, end); });
+  Buffer<T> own;
+  const T* packed = packed_weights(layer, lstm, own);
+  spread(groups(layer), [&](int64_t begin, int64_t end) { table<T>().forward(layer, lstm, run, packed, begin, end); });
 }
 
 template <typename T>
@@ -184,10 +191,11 @@ BackwardResult backward(const Operands& from, const Times& times, const Events<T
   const int64_t partial = table<T>().partial_size(layer, lstm);
   Buffer<T> partials(chunks * partial, T(0));
   std::vector<double> gates(chunks * 3 * H, 0.0);
-  const Buffer<T> packed = packed_weights(layer, lstm);
+  Buffer<T> own;
+  const T* packed = packed_weights(layer, lstm, own);
   spread(chunks, [&](int64_t begin, int64_t end) {
     for (int64_t chunk = begin; chunk < end; ++chunk)
-      table<T>().backward(layer, lstm, run, packed.data(), chunk * count / chunks, (chunk + 1) * count / chunks,
+      table<T>().backward(layer, lstm, run, packed, chunk * count / chunks, (chunk + 1) * count / chunks,
                           partials.data() + chunk * partial, gates.data() + chunk * 3 * H);
   });
   table<T>().gather(layer, lstm, run, partials.data(), gates.data(), chunks);
@@ -226,12 +234,18 @@ BackwardResult layer_backward(Tensor input, Tensor times, MaybeTensor lengths, T
   return input.scalar_type() == ScalarType::Double ? run(double{}) : run(float{});
 }
 
+Tensor dense(const Tensor& tensor) { return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor); }
+MaybeTensor dense(const MaybeTensor& tensor) { return tensor ? MaybeTensor(dense(*tensor)) : tensor; }
+
 // One step at one time, without autograd; c present means LSTM. h may be (N, H) or (H), and so are the results.
+// Strided tensors serve too.
 std::tuple<Tensor, Tensor> step(Tensor input, double time, Tensor h, MaybeTensor c, Tensor weight_ih, Tensor weight_hh,
                                 MaybeTensor bias_ih, MaybeTensor bias_hh, MaybeTensor peephole, Tensor period,
                                 Tensor shift, Tensor ratio_on, int64_t oscillation) {
-  const Operands from(input, std::nullopt, weight_ih, weight_hh, bias_ih, bias_hh, peephole, 0.0, oscillation, false,
-                      true);
+  const Operands from(dense(input), std::nullopt, dense(weight_ih), dense(weight_hh), dense(bias_ih), dense(bias_hh),
+                      dense(peephole), 0.0, oscillation, false, true);
+  h = dense(h);
+  c = dense(c);
   const Times times(time);
   const GateOf gate(period, shift, ratio_on, from.units);
   const auto run = [&]<typename T>(T) -> std::tuple<Tensor, Tensor> {
@@ -250,9 +264,12 @@ std::tuple<Tensor, Tensor> step(Tensor input, double time, Tensor h, MaybeTensor
   return input.scalar_type() == ScalarType::Double ? run(double{}) : run(float{});
 }
 
-// Whether a time gate's parameters still are, bit for bit, what `kept` (6, H) holds.
-bool gate_unchanged(Tensor kept, Tensor raw_period, Tensor raw_shift, Tensor raw_ratio_on, Tensor initial_period,
-                    Tensor initial_shift, Tensor initial_ratio_on) {
+// Whether a time gate's parameters still are, bit for bit, what `kept` (6, H) holds, and its origin is `kept_origin`.
+bool gate_unchanged(Tensor kept, int64_t kept_origin, Tensor raw_period, Tensor raw_shift, Tensor raw_ratio_on,
+                    Tensor initial_period, Tensor initial_shift, Tensor initial_ratio_on, Tensor origin) {
+  if (!origin.is_cpu() || origin.scalar_type() != ScalarType::Long || origin.dim() != 0 ||
+      *static_cast<const int64_t*>(origin.const_data_ptr()) != kept_origin)
+    return false;
   if (kept.dim() != 2 || kept.size(0) != 6 || !kept.is_cpu() || !kept.is_contiguous()) return false;
   const size_t bytes = static_cast<size_t>(kept.size(1)) * kept.element_size();
   const char* held = static_cast<const char*>(kept.const_data_ptr());
@@ -342,8 +359,8 @@ STABLE_TORCH_LIBRARY(phased_lstm, m) {
       "Tensor? bias_hh, Tensor? peephole, Tensor period, Tensor shift, Tensor ratio_on, int oscillation) "
       "-> (Tensor, Tensor)");
   m.def(
-      "gate_unchanged(Tensor kept, Tensor raw_period, Tensor raw_shift, Tensor raw_ratio_on, Tensor initial_period, "
-      "Tensor initial_shift, Tensor initial_ratio_on) -> bool");
+      "gate_unchanged(Tensor kept, int kept_origin, Tensor raw_period, Tensor raw_shift, Tensor raw_ratio_on, "
+      "Tensor initial_period, Tensor initial_shift, Tensor initial_ratio_on, Tensor origin) -> bool");
   m.def(
       "gate_backward(Tensor gradients, Tensor raw_period, Tensor raw_shift, Tensor raw_ratio_on, Tensor initial_period, "
       "Tensor initial_ratio_on, Tensor growth, Tensor odds, float period_step, float shift_step, float ratio_step, "

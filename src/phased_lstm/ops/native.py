@@ -72,9 +72,9 @@ def keeps_values(parameter: Tensor) -> bool:
     )
 
 
-def gate_unchanged(kept: Tensor, parameters: tuple[Tensor, ...]) -> bool:
-    """Whether a gate's six parameters (H,) are, bit for bit, the rows of `kept` (6, H)."""
-    return bool(torch.ops.phased_lstm.gate_unchanged.default(kept, *parameters))
+def gate_unchanged(kept: Tensor, kept_origin: int, sources: tuple[Tensor, ...]) -> bool:
+    """Whether a gate's six parameters (H,) are, bit for bit, the rows of `kept` (6, H), and its origin is as kept."""
+    return bool(_gate_unchanged(kept, kept_origin, *sources))
 
 
 def phased_lstm(
@@ -143,12 +143,15 @@ def step(
     ratio_on: Tensor,
     oscillation: Oscillation,
 ) -> tuple[Tensor, ...]:
-    """One step at one time without autograd: input (N, H_in) or (H_in,), states (N, H) or (H,), gate in float64."""
+    """One step at one time without autograd: input (N, H_in) or (H_in,), states (N, H) or (H,), gate in float64.
+
+    Raises:
+        RuntimeError: a shape, dtype, device or time that the operator does not take.
+    """
     h, c = states if len(states) == 2 else (states[0], None)
-    dense = (None if tensor is None else tensor.contiguous() for tensor in (weight_ih, weight_hh, bias_ih, bias_hh))
-    new_h, new_c = torch.ops.phased_lstm.step.default(
-        input.contiguous(), time, h.contiguous(), None if c is None else c.contiguous(), *dense, peephole,
-        period, shift, ratio_on, OSCILLATIONS.index(oscillation),
+    new_h, new_c = _step(
+        input, time, h, c, weight_ih, weight_hh, bias_ih, bias_hh, peephole, period, shift, ratio_on,
+        OSCILLATIONS.index(oscillation),
     )  # fmt: skip
     return (new_h,) if c is None else (new_h, new_c)
 
@@ -458,3 +461,7 @@ def _register_rules() -> None:
 
 
 _REASON = _load()
+if not _REASON:
+    # To find an operator by its names takes as long as some operators do.
+    _step = torch.ops.phased_lstm.step.default
+    _gate_unchanged = torch.ops.phased_lstm.gate_unchanged.default
