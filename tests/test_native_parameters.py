@@ -11,7 +11,7 @@ from test_native import TOLERANCES, assert_near
 from test_native_numerics import OPTIONS, PHASED, assert_same_bits, many_rows
 from torch import Tensor, nn
 
-from phased_lstm import PhasedGRU, PhasedLSTM
+from phased_lstm import PhasedGRU, PhasedLSTM, TimeGate
 from phased_lstm._parametrisation import CONSTANTS, gate_values, growth_of, odds_of
 from phased_lstm.ops import native
 
@@ -120,6 +120,23 @@ def test_a_gate_of_another_class_is_asked_for_its_values(phased: Any) -> None:
         twin.gate_l0.raw_period.add_(50.0)
     x, times, _ = many_rows(4)
     assert_same_bits([rnn(x, times=times)[0]], [twin(x, times=times)[0]])
+
+
+@PHASED
+def test_a_gate_that_makes_its_values_in_its_own_way_is_asked_for_them(phased: Any) -> None:
+    class Slower(TimeGate):
+        def values(self) -> tuple[Tensor, Tensor, Tensor]:
+            period, shift, ratio_on = super().values()
+            return 2.0 * period, shift, ratio_on
+
+    rnn = phased(3, 9, **OPTIONS)
+    twin = copy.deepcopy(rnn)
+    rnn.gate_l0.__class__ = Slower
+    twin.gate_l0.assign_(period=2.0 * twin.gate_l0.period)
+    x, times, _ = many_rows(4)
+    assert_same_bits([rnn(x, times=times)[0]], [twin(x, times=times)[0]])
+    with torch.no_grad():
+        assert_same_bits([rnn(x, times=times)[0]], [twin(x, times=times)[0]])
 
 
 @PHASED

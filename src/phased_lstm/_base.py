@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ._checks import Oscillation, check_flag, check_size
-from ._parametrisation import growth_of, odds_of
+from ._parametrisation import gate_values_and_factors
 from .functional import NARROW_DTYPES, apply_gru, apply_lstm, autocasting
 from .gate import PERIOD_INIT_MAX, PERIOD_INIT_MIN, TimeGate
 from .ops import native
@@ -129,7 +129,7 @@ class PhasedModule(nn.Module):
         options = options | {"leak": gate.active_leak, "oscillation": gate.oscillation}
         sources = self._sources_for_native(gate, x, (*state, *weights, *biases, *peepholes), options["leak"])
         if sources is not None:
-            kept = self._keep("gate" + suffix, gate, sources)
+            kept = self._keep("gate" + suffix, sources)
             times = times if kept.timing.origin == 0 else gate.relative(times)
             values = (*kept.timing[:3], *kept.growth_and_odds)
             return native.layer_of_parameters(
@@ -155,7 +155,6 @@ class PhasedModule(nn.Module):
         sources = gate.sources()
         plain = (
             sources is not None
-            and type(gate) is TimeGate
             and native.keeps_values(sources[0])
             and all(tensor.dtype == sources[0].dtype for tensor in sources[:6])
             and not any(initial.requires_grad for initial in sources[3:6])
@@ -171,9 +170,9 @@ class PhasedModule(nn.Module):
         sources = gate.sources()
         if torch.is_grad_enabled() or sources is None or not native.keeps_values(sources[0]):
             return Timing(*gate.values(), None)
-        return self._keep(name, gate, sources).timing
+        return self._keep(name, sources).timing
 
-    def _keep(self, name: str, gate: TimeGate, sources: tuple[Tensor, ...]) -> _Kept:
+    def _keep(self, name: str, sources: tuple[Tensor, ...]) -> _Kept:
         """Return what was made of a gate's sources at the last call, or make it anew if they have changed.
 
         They must be bit for bit what they were: versions of tensors would not tell of writes through `.data`.
@@ -183,10 +182,10 @@ class PhasedModule(nn.Module):
             # Tensors made in inference mode could not serve a later call that trains.
             with torch.inference_mode(False), torch.no_grad():
                 *parameters, origin_now = sources
-                period, shift, ratio_on = (value.double() for value in gate.values())
+                *values, growth, odds = gate_values_and_factors(*parameters)
+                period, shift, ratio_on = (value.double() for value in values)
                 origin = int(origin_now)
-                timing = Timing(period, shift, ratio_on, origin)
-                kept = _Kept(torch.stack(parameters), origin, timing, (growth_of(sources[0]), odds_of(sources[2])))
+                kept = _Kept(torch.stack(parameters), origin, Timing(period, shift, ratio_on, origin), (growth, odds))
             self._kept[name] = kept
         return kept
 

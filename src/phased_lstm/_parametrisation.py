@@ -52,5 +52,20 @@ def gate_values(
     initial_ratio_on: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return period, shift and ratio_on, each (H,); valid whatever the raw values are, and differentiable."""
-    period = initial_period * growth_of(raw_period)
-    return period, shift_of(raw_shift, initial_shift, period), ratio_of(odds_of(raw_ratio_on), initial_ratio_on)
+    return gate_values_and_factors(
+        raw_period, raw_shift, raw_ratio_on, initial_period, initial_shift, initial_ratio_on
+    )[:3]
+
+
+def gate_values_and_factors(
+    raw_period: Tensor,
+    raw_shift: Tensor,
+    raw_ratio_on: Tensor,
+    initial_period: Tensor,
+    initial_shift: Tensor,
+    initial_ratio_on: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return what `gate_values` does, and the growth and odds on the way there."""
+    growth, odds = growth_of(raw_period), odds_of(raw_ratio_on)
+    period = initial_period * growth
+    return period, shift_of(raw_shift, initial_shift, period), ratio_of(odds, initial_ratio_on), growth, odds

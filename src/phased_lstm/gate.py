@@ -239,9 +239,10 @@ class TimeGate(nn.Module):
         )  # fmt: skip
 
     def sources(self) -> tuple[Any, ...] | None:
-        """The raw parameters, initial values and origin, or None if something else stands in for a parameter."""
+        """The raw parameters, initial values and origin; None if they are not all that the values are made of."""
         raw, initial = self._parameters, self._buffers
-        if not ("raw_period" in raw and "raw_shift" in raw and "raw_ratio_on" in raw):
+        # A subclass may make its values in another way; pruned or parametrised, something stands in for a parameter.
+        if type(self) is not TimeGate or not ("raw_period" in raw and "raw_shift" in raw and "raw_ratio_on" in raw):
             return None
         return (
             raw["raw_period"], raw["raw_shift"], raw["raw_ratio_on"],

@@ -77,9 +77,11 @@ template <typename T, int G>
 void pack(const Layer<T>& layer, T* packed, const uint8_t* wanted) {
   const Packing<T, G> packing(layer);
   const int64_t H = layer.units, I = layer.inputs;
+  const bool gaps = packing.row() != H + (packing.input ? I : 0);
   for (int64_t u = 0; u < H; ++u) {
     if (wanted && !wanted[u]) continue;
-    std::fill_n(packed + u * packing.unit(), packing.unit(), T(0));
+    T* unset = gaps ? packing.state_rows(packed, u) : packing.head_of(packed, u);
+    std::fill(unset, packed + (u + 1) * packing.unit(), T(0));
     T* head = packing.head_of(packed, u);
     for (int g = 0; g < G; ++g) {
       const int64_t row = g * H + u;
