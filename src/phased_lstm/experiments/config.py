@@ -42,7 +42,9 @@ class MnistConfig:
     lr_cosine: bool = option(False, "let the learning rate fall to zero along a cosine")
     clip_grad_norm: float = option(0.0, "limit of the gradient's norm, 0 for none", low=0.0)
     seed: int = option(0, "seed of initial weights, batches and noise", low=0, high=10**9)
-    dropout: float = option(0.0, "share of the last state that is dropped in training, before the head", low=0.0, high=1.0)
+    dropout: float = option(
+        0.0, "share of the last state that is dropped in training, before the head", low=0.0, high=1.0
+    )
     weight_decay: float = option(0.0, "decoupled weight decay (AdamW)", low=0.0)
     forget_bias: float | None = option(
         None, "added to the forget gate's initial bias (default: 1 for BasicLSTMCell as in TensorFlow, else 0)"

@@ -20,6 +20,7 @@ RECOMMENDED: dict[str, Any] = {
     "period_init_min": 80.0, "period_init_max": 784.0,
     "lr": 2e-2, "lr_warmup": 100, "lr_cosine": True, "clip_grad_norm": 1.0,
 }  # fmt: skip
+_DEFAULTS = MnistConfig()
 HISTORIC: dict[str, Any] = {"initial_state_std": 0.1}
 # 128 units to convergence. An LSTM's step takes many times as long: it gets as many steps as fit in the same time.
 _LARGE_STEPS, _LARGE_LSTM_STEPS = 5000, 300
@@ -92,7 +93,9 @@ class MnistExperiment(Experiment):
             config = MnistConfig(**options)
             if quick:
                 config = dataclasses.replace(config, **self._quick, lr_warmup=min(config.lr_warmup, 20))
-            made.append(Variant(name, config.to_json(), config.steps, fixed_length=config.lr_cosine))
+            # Without defaults, so that an option added later does not part runs from their rows.
+            settings = {key: value for key, value in config.to_json().items() if value != getattr(_DEFAULTS, key)}
+            made.append(Variant(name, settings, config.steps, fixed_length=config.lr_cosine))
         return made
 
     def task(self, variant: Variant, seed: int) -> MnistRowTask:
