@@ -110,7 +110,12 @@ class MnistTask:
         self.config = config
         self.digits = permuted(digits) if config.permuted else digits
         self.model = SequenceClassifier(config)
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+        parameters = self.model.parameters()
+        self.optimizer: torch.optim.Optimizer
+        if config.weight_decay:
+            self.optimizer = torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)
+        else:
+            self.optimizer = torch.optim.Adam(parameters, lr=config.lr)
         self._epoch: tuple[int, Tensor] = (-1, torch.empty(0))
 
     def train_step(self, step: int) -> dict[str, float]:
