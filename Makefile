@@ -10,18 +10,20 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 	&& { echo $$p; break; }; done)
 PIP_ARGS ?=
 BENCH_ARGS ?=
+QUICK_OUT ?= runs/experiments-quick
 BENCH_OUT ?= docs/results/performance
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench sanitize lint typecheck clean
+.PHONY: help setup demo test bench experiments-quick sanitize lint typecheck clean
 
 help:
 	@echo "make demo       train Basic LSTM and Phased LSTM on digits, with table and pictures (runs/demo)"
 	@echo "make test       run the tests"
 	@echo "make bench      time and memory against torch.nn.LSTM, with pictures; stopped, it goes on where it was"
+	@echo "make experiments-quick   every experiment at a small size, to see its trend (runs/experiments-quick)"
 	@echo "make sanitize   test the kernels under AddressSanitizer and UndefinedBehaviorSanitizer"
 	@echo "make lint       check style"
 	@echo "make typecheck  check types"
@@ -48,6 +50,11 @@ bench: $(STAMP)
 		$(BIN)/python benchmarks/$$script.py --out $(BENCH_OUT) $(BENCH_ARGS) || exit; \
 	done
 	$(BIN)/python benchmarks/report.py $(BENCH_OUT)
+
+# Two at a time, a thread each: most are too small for two threads.
+experiments-quick: $(STAMP)
+	$(BIN)/phased-lstm experiment --list | sed -n 's/^\([a-z0-9-]*\): .*/\1/p' | OMP_NUM_THREADS=1 xargs -P 2 -I NAME \
+		$(BIN)/phased-lstm experiment NAME --quick --quiet --threads 1 --out $(QUICK_OUT)/NAME
 
 sanitize: $(STAMP)
 	tests/sanitize $(BIN)/python
