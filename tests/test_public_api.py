@@ -93,8 +93,8 @@ SIGNATURES: list[tuple[Any, dict[str, Any], dict[str, Any]]] = [
 
 def test_public_names() -> None:
     wanted = [
-        "Openness", "PhasedGRU", "PhasedGRUCell", "PhasedLSTM", "PhasedLSTMCell", "Stream", "TimeGate",
-        "__version__", "backends", "functional",
+        "Openness", "PhasedGRU", "PhasedGRUCell", "PhasedLSTM", "PhasedLSTMCell", "PhasedLSTMClassifier",
+        "PhasedLSTMRegressor", "Stream", "TimeGate", "__version__", "backends", "functional",
     ]  # fmt: skip
     assert sorted(phased_lstm.__all__) == wanted
     assert dir(phased_lstm) == wanted

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from . import functional as functional
     from .cells import PhasedGRUCell as PhasedGRUCell
     from .cells import PhasedLSTMCell as PhasedLSTMCell
+    from .estimators import PhasedLSTMClassifier as PhasedLSTMClassifier
+    from .estimators import PhasedLSTMRegressor as PhasedLSTMRegressor
     from .gate import Openness as Openness
     from .gate import TimeGate as TimeGate
     from .layers import PhasedGRU as PhasedGRU
@@ -27,6 +29,8 @@ _HOME = {
     "PhasedGRUCell": ".cells",
     "PhasedLSTM": ".layers",
     "PhasedLSTMCell": ".cells",
+    "PhasedLSTMClassifier": ".estimators",
+    "PhasedLSTMRegressor": ".estimators",
     "Stream": ".streaming",
     "TimeGate": ".gate",
     "backends": ".ops.registry",

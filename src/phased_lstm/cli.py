@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from dataclasses import fields
 from datetime import datetime
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 from . import __version__
 from .errors import DataError, RunError
-from .experiments.config import MnistConfig, flag
+from .experiments.config import MnistConfig
+from .options import add_options
 
 _INTERRUPTED = 130
 
@@ -117,19 +118,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
 
 
 def _add_mnist_options(parser: argparse.ArgumentParser) -> None:
-    hints = get_type_hints(MnistConfig)
-    for item in fields(MnistConfig):
-        names = ["-m", "--model"] if item.name == "model" else [flag(item.name)]
-        kind = next(part for part in (*get_args(hints[item.name]), hints[item.name]) if part is not type(None))
-        shown = "" if item.default is None else f" (default: {item.default})"
-        # Options that are not given stay out of the namespace: a resumed run keeps its own.
-        common: dict[str, Any] = {"default": argparse.SUPPRESS, "help": item.metadata["help"] + shown}
-        if kind is bool:
-            parser.add_argument(*names, action=argparse.BooleanOptionalAction, **common)
-        elif item.metadata["choices"]:
-            parser.add_argument(*names, choices=item.metadata["choices"], **common)
-        else:
-            parser.add_argument(*names, type=kind, metavar=kind.__name__.upper(), **common)
+    add_options(parser, MnistConfig, {"model": "-m"})
     parser.add_argument("--out", type=Path, help="run folder (default: runs/DATA-MODEL-TIME)")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out, with its own options")
     parser.add_argument("--overwrite", action="store_true", help="replace the run in --out")

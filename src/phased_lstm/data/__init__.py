@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from .encoders import ValuesAndMask as ValuesAndMask
     from .encoders import event_tokens as event_tokens
     from .events import EventBatch as EventBatch
+    from .inputs import as_events as as_events
+    from .inputs import with_queries as with_queries
     from .labels import Labels as Labels
     from .labels import read_labels as read_labels
     from .loading import EventDataset as EventDataset
@@ -36,12 +38,14 @@ _HOME = {
     "TableFormat": ".tables",
     "TokenEncoder": ".encoders",
     "ValuesAndMask": ".encoders",
+    "as_events": ".inputs",
     "collate": ".loading",
     "event_tokens": ".encoders",
     "iter_sequences": ".tables",
     "read_labels": ".labels",
     "read_table": ".tables",
     "scan_channels": ".tables",
+    "with_queries": ".inputs",
 }
 
 __all__ = [*_HOME]

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import dataclass, field, fields
-from typing import Any, get_args, get_type_hints
+from dataclasses import dataclass
+from typing import Any
 
 from ..errors import RunError
+from ..options import check_entries, check_ranges, flag, option
 
 MODELS = ("PhasedLSTMCell", "BasicLSTMCell", "PhasedGRUCell", "GRUCell")
 DATA = ("mnist", "digits")
-
-
-def option(default: Any, help: str, *, choices: tuple[str, ...] = (), low: float = -1e6, high: float = 1e6) -> Any:
-    """A dataclass field that is also a command-line option."""
-    return field(default=default, metadata={"help": help, "choices": choices, "low": low, "high": high})
 
 
 @dataclass(frozen=True)
@@ -65,13 +61,7 @@ class MnistConfig:
     threads: int = option(0, "CPU threads, 0 for torch's choice", low=0, high=1024)
 
     def __post_init__(self) -> None:
-        for item in fields(self):
-            value = getattr(self, item.name)
-            choices, low, high = (item.metadata[name] for name in ("choices", "low", "high"))
-            if choices and value not in choices:
-                raise RunError(f"{flag(item.name)} should be one of {', '.join(choices)}, got {value!r}")
-            if isinstance(value, (int, float)) and not isinstance(value, bool) and not low <= value <= high:
-                raise RunError(f"{flag(item.name)} should be from {low:g} to {high:g}, got {value}")
+        check_ranges(self)
         if self.forget_bias is not None and "LSTM" not in self.model:
             raise RunError(f"--forget-bias has no meaning for {self.model}, which has no forget gate")
         if self.data_dir is not None and self.data != "mnist":
@@ -84,14 +74,7 @@ class MnistConfig:
         Raises:
             RunError: an unknown key, or a value of the wrong type or out of range.
         """
-        hints = get_type_hints(cls)
-        for name, value in content.items():
-            if name not in hints:
-                raise RunError(f"the run's configuration has an unknown entry {name!r}: a newer version wrote it")
-            allowed = get_args(hints[name]) or (hints[name],)
-            fits = isinstance(value, (*allowed, int) if float in allowed else allowed)
-            if not fits or (isinstance(value, bool) and bool not in allowed):
-                raise RunError(f"the run's configuration has {name} = {value!r}, which is of the wrong type")
+        check_entries(cls, content, "the run's configuration")
         return cls(**content)
 
     def to_json(self) -> dict[str, Any]:
@@ -120,8 +103,3 @@ def resumed(saved: MnistConfig, given: dict[str, Any]) -> MnistConfig:
             f"start anew with another --out"
         )
     return dataclasses.replace(saved, **given)
-
-
-def flag(name: str) -> str:
-    """The command-line spelling of a field."""
-    return "--" + name.replace("_", "-")

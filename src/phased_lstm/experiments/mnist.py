@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import platform
 import statistics
 from pathlib import Path
@@ -18,6 +17,7 @@ from ..layers import PhasedGRU, PhasedLSTM
 from ..training.checkpoints import load_model, save_model, save_tensors
 from ..training.loop import train
 from ..training.runs import CONFIG, MODEL, RESULTS, TRACE, RunFolder, read_json, read_log
+from ..training.schedule import warmup_cosine
 from .config import MnistConfig, resumed
 
 COLUMNS = (
@@ -181,10 +181,8 @@ def permuted(digits: Digits) -> Digits:
 
 def learning_rate(config: MnistConfig, step: int) -> float:
     """The learning rate of a step: linear warm-up, then constant or a cosine to zero."""
-    rate = config.lr * min(1.0, (step + 1) / max(1, config.lr_warmup))
-    if config.lr_cosine:
-        rate *= 0.5 + 0.5 * math.cos(math.pi * step / config.steps)
-    return rate
+    steps = config.steps if config.lr_cosine else None
+    return warmup_cosine(config.lr, step, warmup=config.lr_warmup, steps=steps)
 
 
 def run(

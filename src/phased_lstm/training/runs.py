@@ -101,11 +101,7 @@ class RunFolder:
             RunError: it cannot be written.
         """
 
-        def write() -> None:
-            with replacing(self.file(name)) as file:
-                file.write((json.dumps(content, indent=2) + "\n").encode())
-
-        self._guard(write)
+        self._guard(write_json, self.file(name), content)
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Append one line; columns that the row lacks stay empty."""
@@ -145,8 +141,18 @@ class RunFolder:
             raise RunError(f"run folder {self.path} cannot be written: {error}") from error
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file that appears whole or not at all.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    with replacing(path) as file:
+        file.write((json.dumps(content, indent=2) + "\n").encode())
+
+
+def read_json(path: Path, what: str = "a run folder") -> dict[str, Any]:
+    """Read a JSON object from a file of a folder that should be `what`.
 
     Raises:
         RunError: the file is missing or not a JSON object.
@@ -154,7 +160,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise RunError(f"{path} does not exist: {path.parent} is not a run folder") from error
+        raise RunError(f"{path} does not exist: {path.parent} is not {what}") from error
     except (OSError, ValueError) as error:
         raise RunError(f"{path} cannot be read: {error}") from error
     if not isinstance(content, dict):

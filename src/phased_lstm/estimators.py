@@ -1,0 +1,471 @@
+"""scikit-learn estimators for sequences of unequal length at irregular times. Need the extra `train`."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .data.events import EventBatch
+from .data.inputs import as_events
+from .data.loading import IGNORED_CLASS, EventDataset
+from .errors import missing_extra
+from .models import NetworkConfig, SequenceNetwork, suggested_ratio
+from .training.fitting import FitConfig, SequenceTask, fit_in_memory, predict
+
+try:
+    from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
+    from sklearn.metrics import accuracy_score, r2_score
+    from sklearn.model_selection import train_test_split
+    from sklearn.utils import check_random_state
+    from sklearn.utils.class_weight import compute_class_weight
+    from sklearn.utils.multiclass import check_classification_targets
+    from sklearn.utils.validation import check_is_fitted
+except ImportError as error:
+    raise missing_extra("train", "scikit-learn") from error
+
+
+class _PhasedEstimator(BaseEstimator):  # type: ignore[misc]
+    """What classifier and regressor share."""
+
+    def __init__(
+        self,
+        *,
+        cell: str = "PhasedLSTM",
+        hidden_size: int = 64,
+        num_layers: int = 1,
+        bidirectional: bool = False,
+        dropout: float = 0.0,
+        head_size: int | None = None,
+        ratio_on: float | None = None,
+        leak: float = 0.0,
+        oscillation: str = "triangle",
+        peephole: bool = False,
+        forget_bias: float = 1.0,
+        per_step: bool = False,
+        epochs: int = 50,
+        batch_size: int = 32,
+        lr: float = 5e-3,
+        warmup: int | None = None,
+        cosine: bool = True,
+        clip_grad_norm: float = 1.0,
+        weight_decay: float = 1e-4,
+        early_stopping: bool = True,
+        validation_fraction: float = 0.1,
+        patience: int = 10,
+        monitor: str = "loss",
+        random_state: Any = None,
+        verbose: bool = False,
+    ) -> None:
+        self.cell = cell
+        self.hidden_size = hidden_size
+        self.num_layers = num_layers
+        self.bidirectional = bidirectional
+        self.dropout = dropout
+        self.head_size = head_size
+        self.ratio_on = ratio_on
+        self.leak = leak
+        self.oscillation = oscillation
+        self.peephole = peephole
+        self.forget_bias = forget_bias
+        self.per_step = per_step
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.lr = lr
+        self.warmup = warmup
+        self.cosine = cosine
+        self.clip_grad_norm = clip_grad_norm
+        self.weight_decay = weight_decay
+        self.early_stopping = early_stopping
+        self.validation_fraction = validation_fraction
+        self.patience = patience
+        self.monitor = monitor
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array = False
+        tags.input_tags.three_d_array = True
+        tags.input_tags.allow_nan = True
+        return tags
+
+    def _data(self, X: Any, static: Any) -> EventDataset:
+        """The sequences of X with their static features."""
+        events, own = as_events(X, keep_empty_steps=self.per_step)
+        if static is not None:
+            if own is not None:
+                raise ValueError("X has static features, and static= gives some again: give them once")
+            own = torch.as_tensor(np.asarray(static)).to(torch.float32)
+            if own.dim() != 2 or len(own) != len(events):
+                raise ValueError(f"static should be ({len(events)}, G), a row a sequence, got {tuple(own.shape)}")
+        return EventDataset(events, None, own)
+
+    def _known_data(self, X: Any, static: Any) -> EventDataset:
+        """The same, checked against what the network was fitted to."""
+        check_is_fitted(self, "network_")
+        data = self._data(X, static)
+        if data.events.num_features != self.n_features_in_:
+            raise ValueError(
+                f"X has {data.events.num_features} features, but {type(self).__name__} is expecting "
+                f"{self.n_features_in_} features as input"
+            )
+        expected = len(self.network_.config.static)
+        found = 0 if data.static is None else data.static.shape[1]
+        if found != expected:
+            raise ValueError(f"{type(self).__name__} was fitted with {expected} static features, got {found}")
+        return data
+
+    def _flat(self, events: EventBatch, y: Any, kind: Any) -> NDArray[Any]:
+        """Targets as one array, an entry for each sequence or, with per_step, each step."""
+        count, owner = (events.num_events, "step") if self.per_step else (len(events), "sequence")
+        if y is None:
+            raise ValueError(f"{type(self).__name__} requires y to be passed, but the target y is None")
+        if self.per_step:
+            parts = [np.asarray(part, dtype=kind) for part in y]
+            lengths = events.lengths.tolist()
+            for number, (part, length) in enumerate(zip(parts, lengths, strict=False)):
+                if len(part) != length:
+                    raise ValueError(
+                        f"y of sequence {number} should have {length} entries, one a step, got {len(part)}"
+                    )
+            if len(parts) != len(lengths):
+                raise ValueError(f"y should have an entry for each of the {len(lengths)} sequences, got {len(parts)}")
+            flat: NDArray[Any] = np.concatenate(parts)
+        else:
+            flat = np.asarray(y, dtype=kind)
+        if flat.ndim == 0 or len(flat) != count:
+            raise ValueError(f"y should have {count} entries, one for each {owner}, got shape {flat.shape}")
+        return flat
+
+    def _split(self, labels: NDArray[Any], count: int, seed: int) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Numbers of the sequences for training, and of those for validation."""
+        rows = np.arange(count)
+        if not self.early_stopping:
+            return rows, rows[:0]
+        if not 0.0 < self.validation_fraction < 1.0:
+            raise ValueError(f"validation_fraction should be between 0 and 1, got {self.validation_fraction}")
+        size = max(1, round(self.validation_fraction * count))
+        if size >= count:
+            raise ValueError(
+                f"{count} sequences are too few to keep some for validation: early_stopping=False uses all"
+            )
+        strata = None
+        if isinstance(self, ClassifierMixin) and not self.per_step:
+            counts = np.bincount(labels)
+            if counts[counts > 0].min() > 1 and len(counts) <= min(size, count - size):
+                strata = labels
+        train, valid = train_test_split(rows, test_size=size, random_state=seed, stratify=strata)
+        return np.sort(train), np.sort(valid)
+
+    def _network_config(self, data: EventDataset, outputs: int, target: Any) -> NetworkConfig:
+        ratio = suggested_ratio(data.lengths) if self.ratio_on is None else self.ratio_on
+        head = (self.hidden_size if self.per_step else 0) if self.head_size is None else self.head_size
+        cell: Any = self.cell
+        oscillation: Any = self.oscillation
+        return NetworkConfig(
+            channels=tuple(map(str, range(data.events.num_features))),
+            outputs=outputs, target=target,
+            static=() if data.static is None else tuple(map(str, range(data.static.shape[1]))),
+            per_step=self.per_step, cell=cell, hidden_size=self.hidden_size, num_layers=self.num_layers,
+            bidirectional=self.bidirectional, dropout=self.dropout, head_size=head, ratio_on=ratio,
+            leak=self.leak, oscillation=oscillation, peephole=self.peephole, forget_bias=self.forget_bias,
+        )  # fmt: skip
+
+    def _fit_config(self, seed: int) -> FitConfig:
+        return FitConfig(
+            epochs=self.epochs, batch_size=self.batch_size, lr=self.lr, warmup=self.warmup, cosine=self.cosine,
+            clip_grad_norm=self.clip_grad_norm, weight_decay=self.weight_decay, patience=self.patience,
+            monitor=self.monitor, seed=seed,
+        )  # fmt: skip
+
+    def _fit(self, data: EventDataset, labels: Tensor, outputs: int, target: Any, class_weight: Any = None) -> Self:
+        """Split, build, train."""
+        seed = int(check_random_state(self.random_state).randint(1 << 30))
+        numbers = labels.numpy()
+        whole = EventDataset(data.events, labels, data.static, per_step=self.per_step)
+        train_rows, valid_rows = self._split(numbers, len(data), seed)
+        train = whole[torch.from_numpy(train_rows)]
+        valid = whole[torch.from_numpy(valid_rows)] if len(valid_rows) else None
+        # What is random here is ours alone: the caller's generator is left as it was.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            network = SequenceNetwork(self._network_config(train, outputs, target))
+            network.fit_(train, targets=train.labels if target == "regression" else None)
+            task = SequenceTask(network, train, valid, self._fit_config(seed), class_weight=class_weight)
+            self.n_epochs_ = fit_in_memory(task, progress=self.verbose)
+        self.n_features_in_ = data.events.num_features
+        self.network_ = network.eval()
+        self._optimizer: torch.optim.Optimizer | None = None
+        return self
+
+    def _partial_fit(self, data: EventDataset, labels: Tensor, outputs: int, target: Any, weight: Any = None) -> Self:
+        """One epoch over all of the data at a constant rate."""
+        whole = EventDataset(data.events, labels, data.static, per_step=self.per_step)
+        seed = int(check_random_state(self.random_state).randint(1 << 30)) + getattr(self, "n_epochs_", 0)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            if not hasattr(self, "network_"):
+                network = SequenceNetwork(self._network_config(whole, outputs, target))
+                network.fit_(whole, targets=labels if target == "regression" else None)
+                self.network_, self._optimizer, self.n_epochs_ = network, None, 0
+                self.n_features_in_ = data.events.num_features
+            config = self._fit_config(seed)
+            config = FitConfig(**(vars(config) | {"epochs": 1, "cosine": False, "warmup": 0}))
+            task = SequenceTask(self.network_, whole, None, config, class_weight=weight, optimizer=self._optimizer)
+            fit_in_memory(task)
+        self._optimizer = task.optimizer
+        self.n_epochs_ += 1
+        self.network_.eval()
+        return self
+
+    def _by_sequence(self, events: EventBatch, rows: NDArray[Any]) -> Any:
+        return np.split(rows, events.offsets[1:-1].numpy()) if self.per_step else rows
+
+
+class PhasedLSTMClassifier(ClassifierMixin, _PhasedEstimator):  # type: ignore[misc]
+    """Classifies sequences, or their steps.
+
+    X is an `EventBatch`; an `EventDataset`, which brings static features along; a list of (values (L, F), times (L,))
+    pairs; or an array (N, T, F), NaN where nothing was measured, at times 0, 1, 2, ... y has a class for each
+    sequence, or with `per_step` an array of classes for each, None or NaN at steps without one.
+
+    Args:
+        cell: "PhasedLSTM" or "PhasedGRU".
+        hidden_size: units of a layer.
+        num_layers: stacked layers.
+        bidirectional: whether layers run in both directions.
+        dropout: between layers and before the head.
+        head_size: units of a hidden layer in the head, 0 for none; None: none, with per_step `hidden_size`.
+        ratio_on: open ratio of the gates; None: 0.05 for sequences of 500 steps or more, 0.1 from 100, else 0.2.
+        leak: of the gates in training.
+        oscillation: "triangle", "square" or "cosine".
+        peephole: whether an LSTM has peephole connections.
+        forget_bias: initial bias of an LSTM's forget gate.
+        per_step: whether each step has a class.
+        epochs: passes over the data, at most.
+        batch_size: sequences of a batch.
+        lr: highest learning rate of AdamW.
+        warmup: steps over which it rises; None: a twentieth of all, 100 at most.
+        cosine: whether it then falls to zero along a cosine.
+        clip_grad_norm: limit of the gradient's norm, 0 for none.
+        weight_decay: of AdamW.
+        class_weight: None, "balanced", or a dict by class.
+        early_stopping: whether a part is kept for validation, and the weights that do best on it in the end.
+        validation_fraction: that part.
+        patience: epochs without a better figure after which training stops; 0: it does not.
+        monitor: that figure: "loss", "accuracy", "balanced_accuracy", "auroc" or "auprc".
+        random_state: seed of everything random.
+        verbose: whether the losses of each epoch are printed.
+
+    Attributes:
+        classes_: (C,) the classes.
+        network_: the trained `SequenceNetwork`; `network_.save(folder)` keeps it.
+        n_features_in_: number of channels.
+        n_epochs_: epochs done.
+    """
+
+    def __init__(
+        self,
+        *,
+        cell: str = "PhasedLSTM",
+        hidden_size: int = 64,
+        num_layers: int = 1,
+        bidirectional: bool = False,
+        dropout: float = 0.0,
+        head_size: int | None = None,
+        ratio_on: float | None = None,
+        leak: float = 0.0,
+        oscillation: str = "triangle",
+        peephole: bool = False,
+        forget_bias: float = 1.0,
+        per_step: bool = False,
+        epochs: int = 50,
+        batch_size: int = 32,
+        lr: float = 5e-3,
+        warmup: int | None = None,
+        cosine: bool = True,
+        clip_grad_norm: float = 1.0,
+        weight_decay: float = 1e-4,
+        class_weight: Any = None,
+        early_stopping: bool = True,
+        validation_fraction: float = 0.1,
+        patience: int = 10,
+        monitor: str = "loss",
+        random_state: Any = None,
+        verbose: bool = False,
+    ) -> None:
+        super().__init__(
+            cell=cell, hidden_size=hidden_size, num_layers=num_layers, bidirectional=bidirectional, dropout=dropout,
+            head_size=head_size, ratio_on=ratio_on, leak=leak, oscillation=oscillation, peephole=peephole,
+            forget_bias=forget_bias, per_step=per_step, epochs=epochs, batch_size=batch_size, lr=lr, warmup=warmup,
+            cosine=cosine, clip_grad_norm=clip_grad_norm, weight_decay=weight_decay, early_stopping=early_stopping,
+            validation_fraction=validation_fraction, patience=patience, monitor=monitor, random_state=random_state,
+            verbose=verbose,
+        )  # fmt: skip
+        self.class_weight = class_weight
+
+    def fit(self, X: Any, y: Any, static: Any = None) -> Self:
+        """Train anew.
+
+        Args:
+            X: N sequences.
+            y: their classes.
+            static: (N, G) features that do not change over a sequence, NaN where missing.
+
+        Raises:
+            TypeError, ValueError: X, y or static of another form or number, a single class, or a parameter out of
+                range.
+        """
+        data = self._data(X, static)
+        flat, missing = self._classes_of(data.events, y)
+        classes = np.unique(flat[~missing])
+        if len(classes) < 2:
+            raise ValueError(f"{type(self).__name__} needs at least 2 classes, got {len(classes)}: {classes.tolist()}")
+        self.classes_ = classes
+        labels = self._numbers(flat, missing)
+        return self._fit(data, labels, len(classes), "classification", self._weights(labels))
+
+    def partial_fit(self, X: Any, y: Any, classes: Any = None, static: Any = None) -> Self:
+        """Train one epoch on these sequences, at a constant learning rate; the first call fixes scale and gates.
+
+        Args:
+            X: N sequences.
+            y: their classes.
+            classes: all classes that any call will have; needed by the first.
+            static: as in `fit`.
+
+        Raises:
+            ValueError: as `fit`; or a class that is not among `classes`.
+        """
+        fresh = not hasattr(self, "network_")
+        if fresh and classes is None:
+            raise ValueError("classes must be passed on the first call to partial_fit")
+        data = self._data(X, static) if fresh else self._known_data(X, static)
+        flat, missing = self._classes_of(data.events, y)
+        if fresh:
+            self.classes_ = np.unique(classes)
+        labels = self._numbers(flat, missing)
+        return self._partial_fit(data, labels, len(self.classes_), "classification", self._weights(labels))
+
+    def predict_proba(self, X: Any, static: Any = None) -> Any:
+        """Return probabilities (N, C) in the order of `classes_`, or with per_step a list of (L, C)."""
+        data = self._known_data(X, static)
+        outputs = predict(self.network_, data, self.batch_size)
+        return self._by_sequence(data.events, outputs.double().softmax(1).numpy())
+
+    def predict(self, X: Any, static: Any = None) -> Any:
+        """Return classes (N,), or with per_step a list of (L,)."""
+        probabilities = self.predict_proba(X, static)
+        if self.per_step:
+            return [self.classes_[part.argmax(1)] for part in probabilities]
+        return self.classes_[probabilities.argmax(1)]
+
+    def score(self, X: Any, y: Any, static: Any = None) -> float:
+        """Return the accuracy; with per_step, over the steps that have a class."""
+        predicted = self.predict(X, static)
+        if not self.per_step:
+            return float(accuracy_score(y, predicted))
+        events, _ = as_events(X, keep_empty_steps=True)
+        flat, missing = self._classes_of(events, y)
+        return float((np.concatenate(predicted)[~missing] == flat[~missing]).mean())
+
+    def _classes_of(self, events: EventBatch, y: Any) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Classes as given, and where there are none."""
+        flat = self._flat(events, y, object if self.per_step else None)
+        if not self.per_step:
+            check_classification_targets(flat)
+            return flat.ravel(), np.zeros(len(flat), bool)
+        missing = np.array([entry is None or entry != entry for entry in flat], bool)
+        known = np.array(flat[~missing].tolist())
+        filled = np.full(len(flat), known[0] if len(known) else 0, known.dtype)
+        filled[~missing] = known
+        return filled, missing
+
+    def _numbers(self, flat: NDArray[Any], missing: NDArray[Any]) -> Tensor:
+        unknown = ~np.isin(flat, self.classes_) & ~missing
+        if unknown.any():
+            raise ValueError(f"y has the class {flat[unknown].tolist()[0]!r}, not among the classes {self.classes_.tolist()}")
+        numbers = np.searchsorted(self.classes_, flat)
+        return torch.from_numpy(np.where(missing, IGNORED_CLASS, numbers).astype(np.int64))
+
+    def _weights(self, labels: Tensor) -> Tensor | None:
+        if self.class_weight is None:
+            return None
+        known = self.classes_[labels[labels != IGNORED_CLASS].numpy()]
+        weights = compute_class_weight(self.class_weight, classes=self.classes_, y=known)
+        return torch.from_numpy(np.asarray(weights, np.float32))
+
+
+class PhasedLSTMRegressor(RegressorMixin, _PhasedEstimator):  # type: ignore[misc]
+    """Predicts numbers for sequences, or for their steps.
+
+    X is as for `PhasedLSTMClassifier`. y is (N,) or (N, K), NaN where missing; with `per_step` an array (L,) or (L, K)
+    for each sequence, NaN at steps without a target. A step at which every channel is missing asks for a prediction at
+    a time that has no measurement: `data.with_queries` adds such steps.
+
+    Targets are standardised while training, and the loss is the mean squared error. Parameters are those of
+    `PhasedLSTMClassifier` without class_weight; `monitor` is "loss", "mae", "rmse" or "r2".
+
+    Attributes:
+        network_: the trained `SequenceNetwork`; `network_.save(folder)` keeps it.
+        n_features_in_: number of channels.
+        n_epochs_: epochs done.
+    """
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.multi_output = True
+        return tags
+
+    def fit(self, X: Any, y: Any, static: Any = None) -> Self:
+        """Train anew.
+
+        Args:
+            X: N sequences.
+            y: their targets.
+            static: (N, G) features that do not change over a sequence, NaN where missing.
+
+        Raises:
+            TypeError, ValueError: X, y or static of another form or number, infinite targets, or a parameter out of
+                range.
+        """
+        data = self._data(X, static)
+        labels = self._targets(data.events, y)
+        return self._fit(data, labels, labels.shape[1], "regression")
+
+    def partial_fit(self, X: Any, y: Any, static: Any = None) -> Self:
+        """Train one epoch on these sequences, at a constant learning rate; the first call fixes scale and gates.
+
+        Raises:
+            ValueError: as `fit`.
+        """
+        data = self._known_data(X, static) if hasattr(self, "network_") else self._data(X, static)
+        labels = self._targets(data.events, y)
+        return self._partial_fit(data, labels, labels.shape[1], "regression")
+
+    def predict(self, X: Any, static: Any = None) -> Any:
+        """Return (N,) or (N, K) as y was, or with per_step a list of (L,) or (L, K)."""
+        data = self._known_data(X, static)
+        assert self.network_.target_scale is not None
+        outputs = self.network_.target_scale.inverse(predict(self.network_, data, self.batch_size).double()).numpy()
+        return self._by_sequence(data.events, outputs[:, 0] if self._single else outputs)
+
+    def score(self, X: Any, y: Any, static: Any = None) -> float:
+        """Return R2; with per_step, over the steps that have a target."""
+        predicted = self.predict(X, static)
+        if not self.per_step:
+            return float(r2_score(y, predicted))
+        flat = np.concatenate([np.asarray(part, np.float64) for part in y])
+        known = ~np.isnan(flat).any(axis=1) if flat.ndim == 2 else ~np.isnan(flat)
+        return float(r2_score(flat[known], np.concatenate(predicted)[known]))
+
+    def _targets(self, events: EventBatch, y: Any) -> Tensor:
+        flat = torch.from_numpy(self._flat(events, y, np.float64))
+        if bool(flat.isinf().any()):
+            raise ValueError("y has infinite entries: NaN means that there is no target")
+        self._single = flat.dim() == 1
+        return flat.unsqueeze(1) if self._single else flat
