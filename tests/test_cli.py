@@ -19,13 +19,15 @@ SMALL = [
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
-@pytest.mark.parametrize("command", [["--help"], ["mnist", "--help"], ["demo", "--help"], ["plot", "--help"]])
+@pytest.mark.parametrize(
+    "command", [["--help"], *([name, "--help"] for name in ("mnist", "demo", "plot", "train", "predict", "inspect"))]
+)
 def test_help_imports_nothing_heavy(command: list[str]) -> None:
     script = (
         "import sys, phased_lstm.cli\n"
         f"try: phased_lstm.cli.main({command!r})\n"
         "except SystemExit as stop: assert stop.code == 0\n"
-        "heavy = {'torch', 'numpy', 'matplotlib', 'sklearn', 'tqdm'} & sys.modules.keys()\n"
+        "heavy = {'torch', 'numpy', 'matplotlib', 'sklearn', 'tqdm', 'yaml', 'pyarrow'} & sys.modules.keys()\n"
         "assert not heavy, heavy\n"
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)

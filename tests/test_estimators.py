@@ -129,7 +129,7 @@ def test_early_stopping_keeps_the_best_weights() -> None:
     options = SMALL | {"epochs": 40, "early_stopping": True, "validation_fraction": 0.3, "patience": 2, "lr": 2.0}
     stopped = PhasedLSTMClassifier(**options | {"clip_grad_norm": 0.0}).fit(X, y)
     assert 3 <= stopped.n_epochs_ < 40
-    with pytest.raises(ValueError, match="too few to keep some"):
+    with pytest.raises(ValueError, match="too few to set 1 apart for validation"):
         PhasedLSTMRegressor(**options).fit(X[:1], [1.0])
 
 

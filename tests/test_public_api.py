@@ -184,7 +184,7 @@ def test_the_core_runs_without_extras() -> None:
     """numpy and the rest live behind extras."""
     code = (
         "import sys\n"
-        "blocked = ('sklearn', 'matplotlib', 'tqdm', 'scipy', 'safetensors', 'tensorboard', 'jsonargparse')\n"
+        "blocked = ('sklearn', 'matplotlib', 'tqdm', 'scipy', 'safetensors', 'tensorboard', 'yaml')\n"
         "sys.modules.update(dict.fromkeys(blocked))\n"
         "import torch, phased_lstm\n"
         "print(phased_lstm.PhasedLSTM(3, 5)(torch.zeros(4, 2, 3))[0].shape == (4, 2, 5))\n"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
+from .cli_train import add_commands
 from .errors import DataError, RunError
 from .experiments.config import MnistConfig
 from .options import add_options
@@ -111,6 +112,8 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     run.add_argument("--threads", type=int, default=0, help="CPU threads, 0 for torch's choice")
     run.add_argument("--quiet", action="store_true", help="no progress bars")
     run.set_defaults(command=_experiment)
+
+    add_commands(commands)
 
     info_help = "Show versions and which backends can be used here."
     commands.add_parser("info", help=info_help, description=info_help).set_defaults(command=_info)

@@ -15,11 +15,11 @@ from .data.loading import IGNORED_CLASS, EventDataset
 from .errors import missing_extra
 from .models import NetworkConfig, SequenceNetwork, suggested_ratio
 from .training.fitting import FitConfig, SequenceTask, fit_in_memory, predict
+from .training.splits import split_rows
 
 try:
     from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
     from sklearn.metrics import accuracy_score, r2_score
-    from sklearn.model_selection import train_test_split
     from sklearn.utils import check_random_state
     from sklearn.utils.class_weight import compute_class_weight
     from sklearn.utils.multiclass import check_classification_targets
@@ -141,25 +141,17 @@ class _PhasedEstimator(BaseEstimator):  # type: ignore[misc]
             raise ValueError(f"y should have {count} entries, one for each {owner}, got shape {flat.shape}")
         return flat
 
-    def _split(self, labels: NDArray[Any], count: int, seed: int) -> tuple[NDArray[Any], NDArray[Any]]:
+    def _split(self, labels: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
         """Numbers of the sequences for training, and of those for validation."""
-        rows = np.arange(count)
         if not self.early_stopping:
-            return rows, rows[:0]
+            return torch.arange(count), torch.arange(0)
         if not 0.0 < self.validation_fraction < 1.0:
             raise ValueError(f"validation_fraction should be between 0 and 1, got {self.validation_fraction}")
-        size = max(1, round(self.validation_fraction * count))
-        if size >= count:
-            raise ValueError(
-                f"{count} sequences are too few to keep some for validation: early_stopping=False uses all"
-            )
-        strata = None
-        if isinstance(self, ClassifierMixin) and not self.per_step:
-            counts = np.bincount(labels)
-            if counts[counts > 0].min() > 1 and len(counts) <= min(size, count - size):
-                strata = labels
-        train, valid = train_test_split(rows, test_size=size, random_state=seed, stratify=strata)
-        return np.sort(train), np.sort(valid)
+        classes = labels if isinstance(self, ClassifierMixin) and not self.per_step else None
+        try:
+            return split_rows(count, self.validation_fraction, seed, classes)
+        except ValueError as error:
+            raise ValueError(f"{error} for validation: early_stopping=False uses all") from error
 
     def _network_config(self, data: EventDataset, outputs: int, target: Any) -> NetworkConfig:
         ratio = suggested_ratio(data.lengths) if self.ratio_on is None else self.ratio_on
@@ -185,11 +177,10 @@ class _PhasedEstimator(BaseEstimator):  # type: ignore[misc]
     def _fit(self, data: EventDataset, labels: Tensor, outputs: int, target: Any, class_weight: Any = None) -> Self:
         """Split, build, train."""
         seed = int(check_random_state(self.random_state).randint(1 << 30))
-        numbers = labels.numpy()
         whole = EventDataset(data.events, labels, data.static, per_step=self.per_step)
-        train_rows, valid_rows = self._split(numbers, len(data), seed)
-        train = whole[torch.from_numpy(train_rows)]
-        valid = whole[torch.from_numpy(valid_rows)] if len(valid_rows) else None
+        train_rows, valid_rows = self._split(labels, len(data), seed)
+        train = whole[train_rows]
+        valid = whole[valid_rows] if len(valid_rows) else None
         # What is random here is ours alone: the caller's generator is left as it was.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -388,7 +379,9 @@ class PhasedLSTMClassifier(ClassifierMixin, _PhasedEstimator):  # type: ignore[m
     def _numbers(self, flat: NDArray[Any], missing: NDArray[Any]) -> Tensor:
         unknown = ~np.isin(flat, self.classes_) & ~missing
         if unknown.any():
-            raise ValueError(f"y has the class {flat[unknown].tolist()[0]!r}, not among the classes {self.classes_.tolist()}")
+            raise ValueError(
+                f"y has the class {flat[unknown].tolist()[0]!r}, not among the classes {self.classes_.tolist()}"
+            )
         numbers = np.searchsorted(self.classes_, flat)
         return torch.from_numpy(np.where(missing, IGNORED_CLASS, numbers).astype(np.int64))
 

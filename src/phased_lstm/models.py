@@ -259,11 +259,15 @@ class SequenceNetwork(nn.Module):
         return network.eval()
 
 
+def gate_rows(count: int, num_events: int) -> Tensor:
+    """Return which of `count` sequences, of so many events in all, gates are fitted to: enough, spread evenly."""
+    share = min(1.0, _GATE_SEQUENCES / max(1, count), _GATE_EVENTS / max(1, num_events))
+    return torch.linspace(0, count - 1, max(1, int(share * count))).round().long()
+
+
 def gate_sample(events: EventBatch) -> EventBatch:
     """Return a spread of the sequences, enough to fit time gates to."""
-    share = min(1.0, _GATE_SEQUENCES / max(1, len(events)), _GATE_EVENTS / max(1, events.num_events))
-    count = max(1, int(share * len(events)))
-    return events[torch.linspace(0, len(events) - 1, count).round().long()] if share < 1.0 else events
+    return events[gate_rows(len(events), events.num_events)]
 
 
 def suggested_ratio(lengths: Tensor) -> float:

@@ -14,7 +14,7 @@ from .training.checkpoints import load_tensors
 from .training.runs import CONFIG, TRACE, read_json, read_log
 
 try:
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure as Figure
 except ImportError as error:
     raise missing_extra("train", "matplotlib") from error
 
@@ -48,8 +48,8 @@ def plot_runs(runs: list[Path], out: Path) -> list[Path]:
         if not rows:
             raise RunError(f"{run} has no steps in its log yet")
     written = [
-        _save(_curves(logs, names, labels, "accuracy", "accuracy"), out / "accuracy.png"),
-        _save(_curves(logs, names, labels, "loss", "cross-entropy"), out / "cross_entropy.png"),
+        save_figure(_curves(logs, names, labels, "accuracy", "accuracy"), out / "accuracy.png"),
+        save_figure(_curves(logs, names, labels, "loss", "cross-entropy"), out / "cross_entropy.png"),
     ]
     traced = next((run for run in runs if (run / TRACE).exists()), None)
     if traced is not None:
@@ -57,7 +57,7 @@ def plot_runs(runs: list[Path], out: Path) -> list[Path]:
         if not {"times", "openness", "state"} <= tensors.keys():
             raise RunError(f"{traced / TRACE} does not hold a trace of a time gate")
         state = "cell state c" if "LSTM" in names[traced] else "hidden state h"
-        written.append(_save(_gate(tensors, labels[traced], state), out / "gate.png"))
+        written.append(save_figure(_gate(tensors, labels[traced], state), out / "gate.png"))
     return written
 
 
@@ -133,7 +133,7 @@ def plot_summary(
     axes.set_title(summary["title"], fontsize="medium", wrap=True)
     axes.grid(alpha=0.25)
     axes.legend(fontsize="small")
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def plot_bars(groups: Mapping[str, Mapping[str, tuple[float, float]]], path: Path, *, label: str, title: str) -> Path:
@@ -164,7 +164,7 @@ def plot_bars(groups: Mapping[str, Mapping[str, tuple[float, float]]], path: Pat
     axes.set_title(title, fontsize="medium", wrap=True)
     axes.grid(alpha=0.25, axis="y")
     axes.legend(fontsize="small")
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def plot_tradeoff(
@@ -194,7 +194,7 @@ def plot_tradeoff(
     axes.set_title(title, fontsize="medium", wrap=True)
     axes.grid(alpha=0.25)
     axes.legend(fontsize="small")
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def _row_colours(rows: list[Mapping[str, Any]]) -> list[str]:
@@ -239,7 +239,8 @@ def _trailing_mean(values: list[float], window: int) -> list[float]:
     return means
 
 
-def _save(figure: Figure, path: Path) -> Path:
+def save_figure(figure: Figure, path: Path) -> Path:
+    """Write a picture that appears whole or not at all; RunError if it cannot be."""
     try:
         with replacing(path) as file:
             figure.savefig(file, format="png", dpi=150)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -19,7 +21,7 @@ except ImportError as error:
     raise missing_extra("train", "safetensors") from error
 
 FORMAT_VERSION = 1
-_MODEL, _OPTIMIZER, _GENERATOR = "model.", "optimizer.", "rng"
+_MODEL, _OPTIMIZER, _GENERATOR, _EXTRA = "model.", "optimizer.", "rng", "extra."
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
@@ -73,21 +75,33 @@ def load_model(path: Path, model: nn.Module) -> dict[str, Any]:
     return metadata
 
 
-def save_checkpoint(path: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Write all that training needs to go on: model, optimiser, random state, step."""
+def save_checkpoint(
+    path: Path,
+    step: int,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    extra: Mapping[str, Tensor] = MappingProxyType({}),
+) -> None:
+    """Write all that training needs to go on: model, optimiser, random state, step, and what else the task has."""
     tensors = {_MODEL + name: tensor for name, tensor in model.state_dict().items()}
     state = optimizer.state_dict()
     for index, entries in state["state"].items():
         for name, value in entries.items():
             tensors[f"{_OPTIMIZER}{index}.{name}"] = torch.as_tensor(value)
     tensors[_GENERATOR] = torch.get_rng_state()
+    tensors |= {_EXTRA + name: tensor for name, tensor in extra.items()}
     save_tensors(path, tensors, {"step": step, "optimizer": type(optimizer).__name__})
 
 
-def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+def load_checkpoint(
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    restore: Callable[[dict[str, Tensor]], None] | None = None,
+) -> int:
     """Restore what `save_checkpoint` wrote; returns the number of steps done.
 
-    Hyperparameters of the optimiser are those it was built with.
+    Hyperparameters of the optimiser are those it was built with. `restore` takes what else the task had.
 
     Raises:
         RunError: the file cannot be read or does not fit the model or the optimiser.
@@ -108,6 +122,8 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
         if len({frozenset(entries) for entries in state.values()}) > 1:
             raise ValueError("the optimiser's state is not complete")
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        if restore is not None:
+            restore(_part(tensors, _EXTRA))
         torch.set_rng_state(tensors[_GENERATOR])
         return int(metadata["step"])
     except (KeyError, IndexError, ValueError, TypeError, RuntimeError) as error:

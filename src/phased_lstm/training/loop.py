@@ -9,13 +9,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import RunError, missing_extra
 from .checkpoints import load_checkpoint, save_checkpoint
+from .ranks import Ranks
 from .runs import CHECKPOINT, RunFolder
 
 
@@ -35,6 +36,21 @@ class Task(Protocol):
         """Evaluate; return figures, by column of the log."""
 
 
+@runtime_checkable
+class StoppingTask(Task, Protocol):
+    """A task that may end before its last step, and has a state of its own besides model and optimiser."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether no further step is wanted; the same at all ranks."""
+
+    def extra_state(self) -> dict[str, Tensor]:
+        """What a checkpoint holds besides."""
+
+    def load_extra_state(self, state: dict[str, Tensor]) -> None:
+        """Restore it; KeyError or ValueError if it does not fit."""
+
+
 def train(
     task: Task,
     run: RunFolder,
@@ -48,7 +64,8 @@ def train(
 ) -> bool:
     """Train up to `steps` updates, logging each, with checkpoints.
 
-    Ctrl-C or SIGTERM finishes the step, saves a checkpoint and returns; a second Ctrl-C stops at once.
+    Ctrl-C or SIGTERM finishes the step, saves a checkpoint and returns; a second Ctrl-C stops at once. Of several
+    ranks only the first writes; all of them read its checkpoint.
 
     Args:
         task: model, optimiser and what a step does.
@@ -61,22 +78,34 @@ def train(
         label: shown before the bar.
 
     Returns:
-        True when all steps are done, False when interrupted.
+        True when all steps are done or a `StoppingTask` has finished, False when interrupted.
 
     Raises:
         RunError: the checkpoint cannot be read or written, has more than `steps` steps, or the log lacks
             some of them; or the loss is not finite.
     """
-    done = 0
+    done, ranks = 0, Ranks()
+    stopping = task if isinstance(task, StoppingTask) else None
     if resume:
         # A run killed before its first checkpoint begins again, to the same figures.
         if run.file(CHECKPOINT).exists():
-            done = load_checkpoint(run.file(CHECKPOINT), task.model, task.optimizer)
+            restore = None if stopping is None else stopping.load_extra_state
+            done = load_checkpoint(run.file(CHECKPOINT), task.model, task.optimizer, restore)
         if done > steps:
             raise RunError(f"the run in {run.path} has done {done} steps already, --steps should be at least that")
-        run.resume(done)
-    with _interruptible() as interrupted, _bar(done, steps, label, progress) as bar:
-        while done < steps and not interrupted():
+        # The others must have read the checkpoint before the first rank writes the next.
+        ranks.gather(None)
+        if ranks.leads:
+            run.resume(done)
+
+    def save() -> None:
+        if ranks.leads:
+            extra = {} if stopping is None else stopping.extra_state()
+            save_checkpoint(run.file(CHECKPOINT), done, task.model, task.optimizer, extra)
+
+    finished = stopping is not None and stopping.finished
+    with _interruptible() as interrupted, _bar(done, steps, label, progress and ranks.leads) as bar:
+        while done < steps and not finished and not ranks.any(interrupted()):
             started = time.perf_counter()
             row: dict[str, Any] = task.train_step(done)
             row["seconds"] = time.perf_counter() - started
@@ -88,15 +117,16 @@ def train(
                 )
             if done % test_every == 0 or done == steps:
                 row |= task.test()
-            run.log({"step": done} | row)
-            bar.set_postfix(
-                {name: f"{row[name]:.3f}" for name in ("train_loss", "train_accuracy") if name in row}, refresh=False
-            )
+            if ranks.leads:
+                run.log({"step": done} | row)
+            shown = ("train_loss", "train_accuracy", "valid_loss")
+            bar.set_postfix({name: f"{row[name]:.3f}" for name in shown if name in row}, refresh=False)
             bar.update()
+            finished = stopping is not None and stopping.finished
             if done % checkpoint_every == 0:
-                save_checkpoint(run.file(CHECKPOINT), done, task.model, task.optimizer)
-        save_checkpoint(run.file(CHECKPOINT), done, task.model, task.optimizer)
-    return done >= steps
+                save()
+        save()
+    return done >= steps or finished
 
 
 @contextmanager

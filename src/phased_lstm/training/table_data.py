@@ -1,0 +1,203 @@
+"""Tables of measurements and labels as what a network is trained on, each rank holding its share."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..data.events import EventBatch
+from ..data.labels import Labels, read_labels
+from ..data.loading import EventDataset
+from ..data.tables import Table, TableFormat, iter_sequences, scan_channels
+from ..errors import DataError
+from .ranks import Ranks
+from .table_config import TrainConfig
+
+# A column of more distinct whole numbers than this is taken for numbers, not classes.
+_MOST_CLASSES = 20
+
+
+@dataclass(frozen=True)
+class TableInfo:
+    """What a trained network knows of its tables.
+
+    Attributes:
+        channels: the vocabulary.
+        time_unit: unit of times that were timestamps, None of numbers.
+        task: "classification" or "regression".
+        classes: names of the classes.
+        static: names of the static features.
+        fingerprint: of the ids, lengths and targets, to know them again.
+    """
+
+    channels: tuple[str, ...]
+    time_unit: str | None
+    task: str
+    classes: tuple[str, ...]
+    static: tuple[str, ...]
+    fingerprint: str = ""
+
+
+@dataclass(frozen=True)
+class LabelledSequences:
+    """The labelled sequences of all ranks, of which this one holds some.
+
+    Attributes:
+        ids: of this rank's sequences.
+        data: this rank's sequences with labels, and static features if any.
+        first: number of this rank's first sequence among all.
+        lengths: (N,) of the sequences of all ranks.
+        labels: (N,) class numbers or (N, 1) numbers, of all ranks.
+        info: what they are.
+    """
+
+    ids: tuple[str, ...]
+    data: EventDataset
+    first: int
+    lengths: Tensor
+    labels: Tensor
+    info: TableInfo
+
+    def part(self, rows: Tensor) -> tuple[EventDataset, Tensor]:
+        """Return this rank's share of some of the sequences, and each one's number among those rows.
+
+        Args:
+            rows: (M,) increasing numbers of sequences among all.
+        """
+        mine = ((rows >= self.first) & (rows < self.first + len(self.data))).nonzero().flatten()
+        return self.data[rows[mine] - self.first], mine
+
+
+def table_format(config: TrainConfig, source: str, info: TableInfo | None = None) -> TableFormat:
+    """What the columns of a table are, by the options, and as in training if `info` is given."""
+    time_type = config.time_type
+    if info is not None and info.time_unit is not None:
+        time_type = f"timestamp[{info.time_unit}]"
+    features = config.names("features") or None
+    # A wide table may have more columns now; those of training are read.
+    wide = info is not None and config.channel is None and features is None
+    options: dict[str, Any] = {
+        "id": config.id, "time": config.time, "value": config.value, "features": features, "time_type": time_type,
+        "unseen": config.unseen, "repeated": config.repeated, "empty": config.empty,
+    }  # fmt: skip
+    if config.channel is not None:
+        options["channel"] = config.channel
+    found = TableFormat.detect(source, **options)
+    if wide and info is not None and found.channel is None:
+        found = TableFormat.detect(source, **options | {"features": info.channels})
+    return found
+
+
+def read_sequences(config: TrainConfig, source: str, info: TableInfo | None, ranks: Ranks | None = None) -> Table:
+    """Read a table of measurements, or this rank's share of it, with the channels of `info` if given.
+
+    Raises:
+        DataError: naming the file and row; also where times are of another kind than in training.
+    """
+    format = table_format(config, source, info)
+    channels = scan_channels(source, format) if info is None else info.channels
+    share = None if ranks is None or ranks.size == 1 else (ranks.rank, ranks.size)
+    parts = list(iter_sequences(source, format, channels=channels, share=share))
+    if not parts:
+        if share is None:
+            raise DataError(f"{source}: the table has no sequences")
+        none = EventBatch(
+            torch.zeros(0, len(channels)), torch.zeros(0, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
+        )
+        return Table((), none, channels, None)
+    unit = parts[0].time_unit
+    check_time_unit(source, unit, info)
+    ids = tuple(name for part in parts for name in part.ids)
+    return Table(ids, EventBatch.cat(part.events for part in parts), parts[0].channels, unit)
+
+
+def check_time_unit(source: str, unit: str | None, info: TableInfo | None) -> None:
+    """Raise DataError where times are numbers and were timestamps in training, or the other way round."""
+    if info is not None and unit != info.time_unit:
+        kinds = [f"timestamps in {name}" if name else "numbers" for name in (unit, info.time_unit)]
+        raise DataError(f"{source}: times are {kinds[0]}, in training they were {kinds[1]}: give them in that form")
+
+
+def read_labelled(
+    config: TrainConfig, data: str, labels: str, info: TableInfo | None = None, ranks: Ranks | None = None
+) -> LabelledSequences:
+    """Read both tables and bring them together.
+
+    Args:
+        config: names of columns and what is an error.
+        data: the table of measurements.
+        labels: the table of labels.
+        info: what training found; None: find it out.
+        ranks: who reads; None: this process alone.
+
+    Raises:
+        DataError: a table is bad (naming the file and row), series lack labels or labels series, or there is one
+            class only.
+    """
+    ranks = Ranks() if ranks is None else ranks
+    table = read_sequences(config, data, info, ranks)
+    entries = read_labels(labels, [config.target], id=config.id, static=config.names("static"))
+    every = [name for ids in ranks.gather(table.ids) for name in ids]
+    if len(set(every)) < len(every):
+        again = next(name for name, count in _counts(every).items() if count > 1)
+        raise DataError(f"{data}: {config.id} {again} comes back after another one; sort the table by {config.id}")
+    if config.empty == "error":
+        entries.check_all_used(every)
+    if config.unlabelled == "skip":
+        known = set(entries.ids)
+        kept = [row for row, name in enumerate(table.ids) if name in known]
+        table = table._replace(ids=tuple(table.ids[row] for row in kept), events=table.events[kept])
+        every = [name for name in every if name in known]
+        if not every:
+            raise DataError(f"{labels} has no label for any of the series in {data}")
+    rows = entries.rows(every)
+    task, targets, classes = _targets(config, entries, rows, info)
+    lengths = torch.cat(ranks.gather(table.events.lengths))
+    first = sum(len(ids) for ids in ranks.gather(table.ids)[: ranks.rank])
+    mine = slice(first, first + len(table.ids))
+    static = None if entries.static is None else entries.static[rows]
+    unit = next((found for found in ranks.gather(table.time_unit) if found is not None), None)
+    digest = hashlib.sha256("\n".join(every).encode() + lengths.numpy().tobytes() + targets.numpy().tobytes())
+    return LabelledSequences(
+        table.ids,
+        EventDataset(table.events, targets[mine], None if static is None else static[mine]),
+        first,
+        lengths,
+        targets,
+        TableInfo(table.channels, unit, task, classes, entries.static_names, digest.hexdigest()),
+    )
+
+
+def _targets(
+    config: TrainConfig, entries: Labels, rows: Tensor, info: TableInfo | None
+) -> tuple[str, Tensor, tuple[str, ...]]:
+    values = entries.targets[config.target]
+    task = config.task if info is None else info.task
+    if task == "auto":
+        whole = not isinstance(values, Tensor) or not values.is_floating_point()
+        few = not isinstance(values, Tensor) or len(values.unique()) <= _MOST_CLASSES
+        task = "classification" if whole and few else "regression"
+    if task == "classification":
+        numbers, classes = entries.classes(config.target, None if info is None else info.classes)
+        numbers = numbers[rows]
+        if info is None and len(numbers.unique()) < 2:
+            raise DataError(
+                f"{entries.source}: all series have the class {classes[int(numbers[0])]} of {config.target}: there is "
+                f"nothing to learn"
+            )
+        return task, numbers, classes
+    if not isinstance(values, Tensor):
+        raise DataError(f"{entries.source}: {config.target} is text, such as {values[0]!r}, and no number to predict")
+    return task, values.double()[rows].unsqueeze(1), ()
+
+
+def _counts(names: Iterable[str]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for name in names:
+        counts[name] = counts.get(name, 0) + 1
+    return counts

@@ -1,0 +1,302 @@
+"""Runs of `phased-lstm train`: a network from tables of measurements and labels, and what to do with it after."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import __version__
+from ..data.encoders import Standardizer
+from ..data.events import EventBatch
+from ..data.loading import EventDataset
+from ..errors import RunError, missing_extra
+from ..models import NetworkConfig, SequenceNetwork, gate_rows, suggested_ratio
+from .checkpoints import save_tensors
+from .fitting import MONITORS, FitConfig, SequenceTask, figures_of, predict
+from .loop import train
+from .metrics import CLASSIFICATION, REGRESSION
+from .ranks import Ranks
+from .runs import CONFIG, RESULTS, TRACE, RunFolder, read_json
+from .splits import split_rows
+from .table_config import TrainConfig
+from .table_data import LabelledSequences, TableInfo, read_labelled
+
+MODEL_FOLDER, EVALUATION = "model", "evaluation.safetensors"
+COLUMNS = (
+    "step", "epoch", "train_loss", *(f"valid_{name}" for name in MONITORS), "learning_rate", "seconds",
+)  # fmt: skip
+
+
+class Parts(NamedTuple):
+    """Numbers of the sequences for training, validation and test among all."""
+
+    train: Tensor
+    valid: Tensor
+    test: Tensor
+
+
+class Evaluated(NamedTuple):
+    """A part of the data with what the network says of it.
+
+    Attributes:
+        figures: loss and metrics.
+        outputs: (N, C) probabilities, or (N, 1) predictions.
+        labels: (N,) class numbers, or (N, 1).
+    """
+
+    figures: dict[str, float]
+    outputs: Tensor
+    labels: Tensor
+
+
+class _LoggedRun(RunFolder):
+    """A run folder that logs for TensorBoard too."""
+
+    def __init__(self, path: Path, tensorboard: bool) -> None:
+        super().__init__(path, COLUMNS)
+        self._tensorboard = tensorboard
+        self._writer: Any = None
+
+    def log(self, row: Any) -> None:
+        super().log(row)
+        if not self._tensorboard:
+            return
+        if self._writer is None:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError as error:
+                raise missing_extra("train", "tensorboard") from error
+            self._writer = SummaryWriter(str(self.file("tensorboard")), purge_step=int(row["step"]))
+        for name, value in row.items():
+            if name != "step":
+                self._writer.add_scalar(name.replace("_", "/", 1), value, int(row["step"]))
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+        super().close()
+
+
+def train_tables(
+    config: TrainConfig, out: Path, *, resume: bool = False, overwrite: bool = False, progress: bool = True
+) -> dict[str, Any] | None:
+    """Train a network, evaluate it, and save it in the run's folder.
+
+    Called by each process of a process group, all train together and the first writes.
+
+    Args:
+        config: the options; when resuming, those of the run.
+        out: the run's folder.
+        resume: go on from its checkpoint.
+        overwrite: replace a run that is there.
+        progress: show a progress bar.
+
+    Returns:
+        The results, also written to results.json; None when interrupted.
+
+    Raises:
+        DataError: a table is bad.
+        RunError: the folder, its checkpoint or an option does not serve.
+    """
+    config.require_tables()
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    ranks = Ranks()
+    saved = _saved(out)[1] if resume else None
+    sequences = read_labelled(config, config.data, config.labels, ranks=ranks)
+    if saved is not None and saved != sequences.info:
+        raise RunError(f"{config.data} and {config.labels} are not what the run in {out} was begun with")
+    try:
+        parts = split(config, sequences)
+        task = _task(config, sequences, parts, ranks)
+    except ValueError as error:
+        raise RunError(str(error)) from error
+    folder = _LoggedRun(out, config.tensorboard)
+    if ranks.leads:
+        content = {"train": config.to_json(), "tables": dataclasses.asdict(sequences.info)}
+        if resume:
+            folder.lock()
+            folder.write_json(CONFIG, content)
+        else:
+            folder.start(content, overwrite=overwrite)
+    try:
+        finished = train(
+            task, folder, steps=task.steps, test_every=task.epoch_steps, checkpoint_every=config.checkpoint_every,
+            resume=resume, progress=progress, label=config.cell,
+        )  # fmt: skip
+        return _finish(config, sequences, parts, task, folder) if finished else None
+    finally:
+        folder.close()
+
+
+def split(config: TrainConfig, sequences: LabelledSequences) -> Parts:
+    """Draw the parts, a function of the seed and the labels alone."""
+    classes = sequences.labels if sequences.info.task == "classification" else None
+    rest, test = split_rows(len(sequences.labels), config.test_fraction, config.seed, classes)
+    # Of what is left, so that the part is that of all sequences.
+    fraction = config.validation_fraction / (1.0 - config.test_fraction)
+    chosen, valid = split_rows(len(rest), fraction, config.seed + 1, None if classes is None else classes[rest])
+    return Parts(rest[chosen], rest[valid], test)
+
+
+def _task(config: TrainConfig, sequences: LabelledSequences, parts: Parts, ranks: Ranks) -> SequenceTask:
+    info = sequences.info
+    known = ("loss", *(CLASSIFICATION if info.task == "classification" else REGRESSION))
+    if config.monitor not in known:
+        raise RunError(f"--monitor should be one of {', '.join(known)} for a {info.task}, got {config.monitor}")
+    training, members = sequences.part(parts.train)
+    lengths = sequences.lengths[parts.train]
+    labels = sequences.labels[parts.train]
+    torch.manual_seed(config.seed)
+    network = SequenceNetwork(network_config(config, info, lengths))
+    _fit(network, training, members, lengths, labels, ranks)
+    weight = None
+    if info.task == "classification" and config.class_weight == "balanced":
+        counts = torch.bincount(labels, minlength=len(info.classes))
+        weight = len(labels) / (len(info.classes) * counts.clamp(min=1).float())
+    fit = FitConfig(**{item.name: getattr(config, item.name) for item in dataclasses.fields(FitConfig)})
+    valid = sequences.part(parts.valid)[0] if len(parts.valid) else None
+    shared = None if ranks.size == 1 else members
+    return SequenceTask(network, training, valid, fit, class_weight=weight, members=shared, lengths=lengths)
+
+
+def network_config(config: TrainConfig, info: TableInfo, lengths: Tensor) -> NetworkConfig:
+    """What the network is made of, by the options and the training part's lengths."""
+    names = {item.name for item in dataclasses.fields(NetworkConfig)}
+    entries: dict[str, Any] = {name: value for name, value in config.to_json().items() if name in names}
+    return NetworkConfig(
+        **entries | {
+            "channels": info.channels, "outputs": len(info.classes) or 1, "target": info.task,
+            "classes": info.classes, "static": info.static,
+            "ratio_on": suggested_ratio(lengths) if config.ratio_on is None else config.ratio_on,
+        }
+    )  # fmt: skip
+
+
+def _fit(
+    network: SequenceNetwork, training: EventDataset, members: Tensor, lengths: Tensor, labels: Tensor, ranks: Ranks
+) -> None:
+    """Fit scale and gates to the training part of all ranks."""
+    if ranks.size == 1:
+        network.fit_(training, targets=labels if network.target_scale is not None else None)
+        return
+    static = [part for part in ranks.gather(training.static) if part is not None]
+    if network.static_scale is not None:
+        network.static_scale.fit_(torch.cat(static))
+    if network.target_scale is not None:
+        network.target_scale.fit_(labels)
+    _fit_together(network.scale, training.events, ranks)
+    chosen = gate_rows(len(lengths), int(lengths.sum()))
+    mine = torch.isin(members, chosen).nonzero().flatten()
+    network.fit_times_(EventBatch.cat(part for part in ranks.gather(training.events[mine]) if len(part)))
+
+
+def _fit_together(scale: Standardizer, events: EventBatch, ranks: Ranks) -> None:
+    """Fit to the values of all ranks by their sums, of which the second is about the common mean."""
+    values = events.values.double()
+    if ranks.any(bool(values.isinf().any())):
+        raise ValueError("values are infinite")
+    measured = ~values.isnan()
+    count = ranks.total(measured.sum(dim=0).double())
+    if not bool(count.any()):
+        raise ValueError("there is no measured value to fit to: all are NaN")
+    mean = ranks.total(torch.where(measured, values, 0.0).sum(dim=0)) / count.clamp(min=1)
+    squares = ranks.total(torch.where(measured, values - mean, 0.0).square().sum(dim=0))
+    std = (squares / count.clamp(min=1)).sqrt()
+    scale.mean.copy_(mean)
+    scale.std.copy_(torch.where(std <= 1e-12 * mean.abs(), 1.0, std))
+
+
+def _finish(
+    config: TrainConfig, sequences: LabelledSequences, parts: Parts, task: SequenceTask, folder: RunFolder
+) -> dict[str, Any]:
+    """Evaluate with the best weights, and write model, results and what pictures are made of."""
+    task.restore_best()
+    task.model.eval()
+    results: dict[str, Any] = {"sequences": {name: len(rows) for name, rows in parts._asdict().items()}}
+    last = None
+    for name, rows in parts._asdict().items():
+        if len(rows):
+            last = evaluate_all(task, sequences.part(rows)[0])
+            results[name] = last.figures
+    sample = sequences.part(parts.train)[0].events
+    if not task.ranks.leads:
+        return results
+    results["parameters"] = sum(parameter.numel() for parameter in task.model.parameters())
+    results["versions"] = {"phased_lstm": __version__, "torch": torch.__version__, "python": platform.python_version()}
+    task.model.save(folder.file(MODEL_FOLDER))
+    chosen = sample[gate_rows(len(sample), sample.num_events)]
+    save_tensors(folder.file(TRACE), {"times": chosen.times, "offsets": chosen.offsets}, {})
+    folder.write_json(RESULTS, results)
+    if last is not None:
+        save_tensors(folder.file(EVALUATION), {"outputs": last.outputs, "labels": last.labels}, {})
+    return results
+
+
+def evaluate_all(task: SequenceTask, data: EventDataset) -> Evaluated:
+    """Evaluate a part of which every rank holds its share."""
+    outputs = predict(task.model, data, task.config.batch_size)
+    gathered = task.ranks.gather((outputs, data.labels))
+    return _evaluated(task.model, *(torch.cat(parts) for parts in zip(*gathered, strict=True)))
+
+
+def _evaluated(network: SequenceNetwork, outputs: Tensor, labels: Tensor) -> Evaluated:
+    return Evaluated(figures_of(network, outputs, labels), answers(network, outputs), labels)
+
+
+def answers(network: SequenceNetwork, outputs: Tensor) -> Tensor:
+    """Outputs as probabilities, or as predictions in the unit of the target; float64."""
+    if network.target_scale is None:
+        return outputs.double().softmax(dim=1)
+    return network.target_scale.inverse(outputs.double())
+
+
+def _saved(run: Path) -> tuple[TrainConfig, TableInfo]:
+    content = read_json(run / CONFIG)
+    if not {"train", "tables"} <= content.keys():
+        raise RunError(f"{run} is not a run of: phased-lstm train")
+    try:
+        entries: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in content["tables"].items()
+        }
+        return TrainConfig.from_json(content["train"]), TableInfo(**entries)
+    except (TypeError, AttributeError) as error:
+        raise RunError(f"{run / CONFIG} is damaged: {error}") from error
+
+
+def saved_config(run: Path) -> TrainConfig:
+    """The configuration of the run in a folder.
+
+    Raises:
+        RunError: there is none, or a damaged one.
+    """
+    return _saved(run)[0]
+
+
+def load_run(run: Path) -> tuple[TrainConfig, TableInfo, SequenceNetwork]:
+    """Return the configuration, the tables' description and the network of a finished run.
+
+    Raises:
+        RunError: there is none.
+    """
+    config, info = _saved(run)
+    if not (run / MODEL_FOLDER).is_dir():
+        raise RunError(f"the run in {run} has not finished: go on with phased-lstm train --out {run} --resume")
+    return config, info, SequenceNetwork.load(run / MODEL_FOLDER)
+
+
+def evaluate_tables(run: Path, data: str, labels: str) -> tuple[SequenceNetwork, Evaluated]:
+    """Evaluate a run's network on other tables.
+
+    Raises:
+        DataError: a table is bad, or has a class that training did not have.
+        RunError: there is no finished run.
+    """
+    config, info, network = load_run(run)
+    sequences = read_labelled(config, data, labels, info)
+    return network, _evaluated(network, predict(network, sequences.data, config.batch_size), sequences.labels)
