@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
+import os
 import random
 import re
 from pathlib import Path
@@ -14,6 +16,7 @@ import pytest
 import torch
 
 from phased_lstm import cli
+from phased_lstm.errors import RunError
 from phased_lstm.models import SequenceNetwork
 from phased_lstm.training import loop
 from phased_lstm.training.checkpoints import load_tensors
@@ -266,6 +269,70 @@ def test_bad_tables_are_named(
     assert message in error
     assert error.count("\n") == 1
     assert not (tmp_path / "r").exists()
+
+
+def test_a_wide_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Later tables may have more columns, and theirs in another order."""
+    (tmp_path / "labels.csv").write_text("id,y\n" + "".join(f"{n},{n % 2}\n" for n in range(12)))
+    rows = [f"{n},{t},{n % 2 + 0.1 * t},{'' if t else 3.5}\n" for n in range(12) for t in range(4)]
+    (tmp_path / "data.csv").write_text("id,time,a,b\n" + "".join(rows))
+    tables = ["--data", str(tmp_path / "data.csv"), "--labels", str(tmp_path / "labels.csv")]
+    assert cli.main(["train", *tables, *OPTIONS, "--target=y", "--out", str(tmp_path / "r")]) == 0
+    network = SequenceNetwork.load(tmp_path / "r/model")
+    assert network.config.channels == ("a", "b")
+    assert network.config.classes == ("0", "1")
+    other = [f"{n},7,{'' if t else 3.5},{t},{n % 2 + 0.1 * t}\n" for n in range(12) for t in range(4)]
+    (tmp_path / "other.csv").write_text("id,c,b,time,a\n" + "".join(other))
+    for name in ("data", "other"):
+        command = ["predict", str(tmp_path / "r"), "--data", str(tmp_path / f"{name}.csv")]
+        assert cli.main([*command, "--out", str(tmp_path / f"{name}-p.csv")]) == 0
+    assert (tmp_path / "data-p.csv").read_bytes() == (tmp_path / "other-p.csv").read_bytes()
+    (tmp_path / "less.csv").write_text("id,time,a\n0,0,1\n")
+    assert cli.main(["predict", str(tmp_path / "r"), "--data", str(tmp_path / "less.csv"), "--out", "p.csv"]) == 1
+    assert "less.csv has no column 'b'" in capsys.readouterr().err
+
+
+def test_a_truncated_table_is_named(
+    finished: Path, tables: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from pyarrow.csv import read_csv
+
+    whole = tmp_path / "whole.parquet"
+    pq.write_table(read_csv(tables[1]), whole)
+    (tmp_path / "cut.parquet").write_bytes(whole.read_bytes()[:-100])
+    cut = ["--data", str(tmp_path / "cut.parquet"), *tables[2:]]
+    for command in (
+        ["train", *cut, "--target=state", "--out", str(tmp_path / "r"), "--quiet"],
+        ["evaluate", str(finished), *cut],
+        ["predict", str(finished), *cut, "--out", str(tmp_path / "p.csv")],
+    ):
+        assert cli.main(command) == 1
+        assert "cut.parquet cannot be read" in capsys.readouterr().err
+    assert not (tmp_path / "p.csv").exists()
+
+
+def test_a_full_disk_leaves_nothing_half_written(
+    finished: Path,
+    tables: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    network = SequenceNetwork.load(finished / "model")
+    network.save(tmp_path / "model")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
+
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(RunError, match="cannot be written: .*No space left"):
+        network.save(tmp_path / "model")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()} == before
+    for name in ("p.csv", "p.parquet"):
+        assert cli.main(["predict", str(finished), *tables, "--out", str(tmp_path / name)]) == 1
+        assert f"{name} cannot be written: " in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_series_without_labels_are_an_error_or_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -109,6 +109,9 @@ class SequenceTask:
         )
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        if self.ranks.rank:
+            # The first rank's generator goes on with the run; the others must not drop out the same units.
+            torch.manual_seed((self.config.seed * self.steps + step) * self.ranks.size + self.ranks.rank)
         self.model.train()
         self.optimizer.zero_grad()
         loss, weight = self._loss(self._network, batch)
