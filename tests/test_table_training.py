@@ -326,7 +326,7 @@ def test_a_full_disk_leaves_nothing_half_written(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(RunError, match="cannot be written: .*No space left"):
+    with pytest.raises(RunError, match=r"cannot be written: .*No space left"):
         network.save(tmp_path / "model")
     assert {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()} == before
     for name in ("p.csv", "p.parquet"):

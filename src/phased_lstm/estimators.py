@@ -1,4 +1,8 @@
-"""scikit-learn estimators for sequences of unequal length at irregular times. Need the extra `train`."""
+"""scikit-learn estimators for sequences of unequal length at irregular times. Need the extra `train`.
+
+They train with the loop of the commands rather than with skorch: batches are ragged and of similar length, scale and
+gates are fitted to the training part of each split, and a network is the same folder whoever trained it.
+"""
 
 from __future__ import annotations
 
