@@ -152,12 +152,13 @@ LAYERS = ("layers.py", "cells.py", "_base.py", "_sequences.py")
 # What each module may import of the package, whole subpackages included.
 ALLOWED: dict[str, set[str]] = {
     "_checks.py": set(),
-    "gate.py": {"_checks"},
-    **{path: {"_checks", "gate", "ops"} for path in OPS},
+    "_parametrisation.py": {"_checks"},
+    "gate.py": {"_checks", "_parametrisation"},
+    **{path: {"_checks", "_parametrisation", "gate", "ops"} for path in OPS},
     "functional.py": {"_checks", "gate", "ops"},
     "_pushes.py": {"_checks", "ops", "functional", "_base"},
     "streaming.py": {"_checks", "_pushes"},
-    **{path: {"_checks", "gate", "ops", "functional", "_base", "_sequences"} for path in LAYERS},
+    **{path: {"_checks", "_parametrisation", "gate", "ops", "functional", "_base", "_sequences"} for path in LAYERS},
     "layers.py": {"_checks", "gate", "ops", "functional", "_base", "_sequences", "streaming"},
 }
 
