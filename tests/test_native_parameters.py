@@ -11,7 +11,7 @@ from test_native import TOLERANCES, assert_near
 from test_native_numerics import OPTIONS, PHASED, assert_same_bits, many_rows
 from torch import Tensor, nn
 
-from phased_lstm import PhasedGRU, PhasedLSTM, TimeGate
+from phased_lstm import PhasedGRU, PhasedLSTM, PhasedLSTMCell, TimeGate
 from phased_lstm._parametrisation import CONSTANTS, gate_values, growth_of, odds_of
 from phased_lstm.ops import native
 
@@ -92,6 +92,57 @@ def test_gradients_and_their_gradients_are_those_of_the_reference(kind: str, fro
         again.append(torch.autograd.grad(sum(part.square().sum() for part in graph), [given, layer.weight_ih_l0]))
     assert_near(list(found[0]), list(found[1]), TOLERANCES[torch.float64][1])
     assert_near(list(again[0]), list(again[1]), TOLERANCES[torch.float64][1])
+
+
+def in_two_chunks(rnn: Any, x: Tensor, times: Tensor) -> Tensor:
+    _, state = rnn(x[:9], times=times[:9])
+    return rnn(x[9:], state, times=times[9:])[0]
+
+
+def with_a_layer_twice(rnn: Any, x: Tensor, times: Tensor) -> Tensor:
+    for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
+        setattr(rnn, f"{name}_l1", getattr(rnn, f"{name}_l0"))
+    return rnn(x, times=times)[0]
+
+
+def with_one_bias_twice(rnn: Any, x: Tensor, times: Tensor) -> Tensor:
+    rnn.bias_hh_l0 = rnn.bias_ih_l0
+    return rnn(x, times=times)[0]
+
+
+@PHASED
+@pytest.mark.parametrize("run", [in_two_chunks, with_a_layer_twice, with_one_bias_twice])
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_weights_that_act_twice_have_the_gradients_of_the_reference(phased: Any, run: Any, create_graph: bool) -> None:
+    rnn = phased(9, 9, 2, ratio_on=0.3, period_init_max=8.0, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn((20, 3, 9), generator=generator, dtype=torch.float64)
+    times = torch.rand((20, 3), generator=generator, dtype=torch.float64).mul(30.0).sort(dim=0).values
+    twin = copy.deepcopy(rnn)
+    rnn.backend, twin.backend = "native", "reference"
+    found = []
+    for layer in (rnn, twin):
+        results = run(layer, x, times).sin().sum()
+        wanted = [parameter for parameter in layer.parameters() if parameter.requires_grad]
+        parts = torch.autograd.grad(results, wanted, create_graph=create_graph)
+        found.append(list(parts))
+        if create_graph:
+            found[-1] += torch.autograd.grad(sum(part.square().sum() for part in parts), wanted)
+    assert_near(*found, TOLERANCES[torch.float64][1])
+
+
+def test_a_state_given_twice_to_a_cell_has_the_gradient_of_the_reference() -> None:
+    cell = PhasedLSTMCell(3, 9, ratio_on=0.9, dtype=torch.float64)
+    twin = copy.deepcopy(cell)
+    cell.backend, twin.backend = "native", "reference"
+    x = torch.randn(4, 3, dtype=torch.float64)
+    found = []
+    for model in (cell, twin):
+        state = torch.full((4, 9), 0.3, dtype=torch.float64, requires_grad=True)
+        h, _ = model(x, (state, state), times=2.0)
+        found.append(list(torch.autograd.grad(h.sin().sum(), [state], create_graph=True)))
+    assert found[1][0].any()
+    assert_near(*found, TOLERANCES[torch.float64][1])
 
 
 def test_the_two_biases_have_gradients_of_their_own() -> None:

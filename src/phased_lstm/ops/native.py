@@ -384,6 +384,11 @@ def _reference_gradients(
     leak, oscillation, reverse, return_sequence = options
     results: tuple[Tensor | None, ...]
     with torch.enable_grad():
+        # One source may be another, or made of another, say a state that the same weights led to. Of views of them none
+        # is, so that each gets what is due to it alone.
+        sources = tuple(
+            tensor.view_as(tensor) if need else tensor for tensor, need in zip(sources, needs, strict=False)
+        )
         input, times, lengths, h0, c0, weight_ih, weight_hh, bias_ih, bias_hh, peephole, *gate = make(*sources)
         common = {
             "leak": leak, "oscillation": OSCILLATIONS[oscillation], "lengths": lengths, "reverse": reverse,
