@@ -194,15 +194,16 @@ def test_units_that_never_open_get_zero_gradients_and_keep_their_state() -> None
         assert not gradients[index].any()
 
 
-@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e9, 1e15, 1e30, 2.0**70])
-def test_events_are_those_of_the_reference_at_any_scale_of_time(scale: float) -> None:
+def assert_events_are_those_of_the_reference(scale: float, ordered: bool, unit_of_time: float = 1.0) -> None:
+    """For times of that size; a unit of time that is a power of two changes no phase."""
     gate = TimeGate(33, ratio_on=0.2, dtype=torch.float64)
     times = torch.randn(2, 200, dtype=torch.float64) * scale
-    values = [value.detach() for value in (gate.period, gate.shift, gate.ratio_on)]
+    times = times.sort(-1).values if ordered else times
+    values = [value.detach() for value in (gate.period * unit_of_time, gate.shift * unit_of_time, gate.ratio_on)]
     state = torch.zeros(2, 33, dtype=torch.float64)
     weights = (torch.zeros(132, 1, dtype=torch.float64), torch.zeros(132, 33, dtype=torch.float64), None, None, None)
     *_, offsets, units, phases = torch.ops.phased_lstm.layer(
-        times.unsqueeze(-1), times, None, state, state, *weights, *values, 0.0, 0, False, False, True
+        times.unsqueeze(-1), times * unit_of_time, None, state, state, *weights, *values, 0.0, 0, False, False, True
     )
     wanted = gate.phase(times)
     found = torch.zeros(2, 200, 33, dtype=torch.float64)
@@ -211,6 +212,21 @@ def test_events_are_those_of_the_reference_at_any_scale_of_time(scale: float) ->
     clear = (wanted - 0.2).abs() > 1e-9
     torch.testing.assert_close(found[clear], torch.where(wanted < 0.2, wanted, 0.0)[clear], rtol=0, atol=1e-9)
     assert torch.all(found[(wanted < 0.2 - 1e-9) & (wanted > 1e-9)] > 0)
+
+
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+def test_events_are_those_of_the_reference_at_any_scale_of_time(isa: str) -> None:
+    script = (
+        "import torch, test_native as t\n"
+        "torch.manual_seed(0)\n"
+        "for ordered in (False, True):\n"
+        "    for scale in (1e-3, 1.0, 1e3, 1e6, 1e9, 1e15, 1e30, 2.0**70):\n"
+        "        t.assert_events_are_those_of_the_reference(scale, ordered)\n"
+        "    for power in (-900, -140, -100, 100, 140, 900):\n"
+        "        t.assert_events_are_those_of_the_reference(1e3, ordered, 2.0**power)\n"
+        "        t.assert_events_are_those_of_the_reference(1e7, ordered, 2.0**power)\n"
+    )
+    in_a_process_with(isa, script)
 
 
 def test_nanoseconds_beyond_float64_agree_with_the_reference() -> None:

@@ -95,8 +95,14 @@ struct Backward {
 
 // The events found in a block of steps of one row.
 struct EventBlock {
-  std::vector<int32_t> units;
-  std::vector<double> phases;
+  Buffer<int32_t> units;
+  Buffer<double> phases;
+  // Makes room for so many.
+  void grow(int64_t events) {
+    if (static_cast<int64_t>(units.size()) >= events) return;
+    units.resize(events + events / 2);
+    phases.resize(units.size());
+  }
 };
 
 // One instruction set's kernels. forward and backward take a range of groups of sequences, and may run on

@@ -8,7 +8,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#if defined(__AVX2__)
+#if defined(__SSE2__)
 #include <immintrin.h>
 #endif
 
@@ -157,7 +157,27 @@ inline double minus_product(double a, double b, double c) {
 #endif
 }
 
-// The part of x beyond the integer below it, for |x| < 2^51.
+#if PHASED_LSTM_LANES == 16 && defined(__AVX512F__)
+inline Vec<double> minus_product(Vec<double> a, Vec<double> b, Vec<double> c) {
+  return (Vec<double>)_mm512_fnmadd_pd((__m512d)b, (__m512d)c, (__m512d)a);
+}
+#endif
+
+// The part of x beyond the integer below it, for |x| < 2^22.
+inline Vec<float> fraction(Vec<float> x) {
+#if PHASED_LSTM_LANES == 16 && defined(__AVX512F__)
+  return x - (Vec<float>)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+#elif PHASED_LSTM_LANES == 8 && defined(__AVX2__)
+  return x - (Vec<float>)_mm256_floor_ps((__m256)x);
+#else
+  // Adding 1.5 * 2^23 rounds to the nearest integer.
+  const Vec<float> magic = splat(12582912.0f);
+  const Vec<float> f = x - ((x + magic) - magic);
+  return f < 0.0f ? f + 1.0f : f;
+#endif
+}
+
+// The same for |x| < 2^51.
 inline Vec<double> fraction(Vec<double> x) {
 #if PHASED_LSTM_LANES == 16 && defined(__AVX512F__)
   return x - (Vec<double>)_mm512_roundscale_pd((__m512d)x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
@@ -168,6 +188,22 @@ inline Vec<double> fraction(Vec<double> x) {
   const Vec<double> magic = splat(6755399441055744.0);
   const Vec<double> f = x - ((x + magic) - magic);
   return f < 0.0 ? f + 1.0 : f;
+#endif
+}
+
+// A bit for each lane in which a < b, or either is no number.
+inline unsigned below_bits(Vec<float> a, Vec<float> b) {
+#if PHASED_LSTM_LANES == 16 && defined(__AVX512F__)
+  return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_NGE_UQ);
+#elif PHASED_LSTM_LANES == 8 && defined(__AVX2__)
+  return static_cast<unsigned>(_mm256_movemask_ps(_mm256_cmp_ps((__m256)a, (__m256)b, _CMP_NGE_UQ)));
+#elif PHASED_LSTM_LANES == 4 && defined(__SSE2__)
+  return static_cast<unsigned>(_mm_movemask_ps(_mm_cmpnge_ps((__m128)a, (__m128)b)));
+#else
+  const auto reaching = a >= b;
+  unsigned bits = 0;
+  for (int i = 0; i < kFloatLanes; ++i) bits |= (~static_cast<unsigned>(reaching[i]) & 1) << i;
+  return bits;
 #endif
 }
 
@@ -182,6 +218,72 @@ inline unsigned less_bits(Vec<double> a, Vec<double> b) {
   for (int i = 0; i < Simd<double>::kLanes; ++i) bits |= static_cast<unsigned>(a[i] < b[i]) << i;
   return bits;
 #endif
+}
+
+// Writes doubles as floats.
+inline void store_narrow(float* to, Vec<double> from) {
+  typedef float Half __attribute__((vector_size(kFloatLanes * 2)));
+  const Half narrow = __builtin_convertvector(from, Half);
+  std::memcpy(to, &narrow, sizeof narrow);
+}
+
+#if PHASED_LSTM_LANES == 16 && defined(__AVX512F__)
+#define PHASED_LSTM_COMPRESS
+// Rows at[0], at[1] and so on of a table of four columns, as columns. (Faster than the instruction for it.)
+inline void gather_rows(const double* table, const int32_t* at, Vec<double> (&columns)[4]) {
+  Vec<double> rows[4];
+  for (int i = 0; i < 4; ++i)
+    rows[i] = __builtin_shufflevector(load_quad(table + 4 * at[i]), load_quad(table + 4 * at[i + 4]), 0, 1, 2, 3, 4, 5,
+                                      6, 7);
+  const auto even = [](auto a, auto b) { return __builtin_shufflevector(a, b, 0, 8, 2, 10, 4, 12, 6, 14); };
+  const auto odd = [](auto a, auto b) { return __builtin_shufflevector(a, b, 1, 9, 3, 11, 5, 13, 7, 15); };
+  const auto low = [](auto a, auto b) { return __builtin_shufflevector(a, b, 0, 1, 8, 9, 4, 5, 12, 13); };
+  const auto high = [](auto a, auto b) { return __builtin_shufflevector(a, b, 2, 3, 10, 11, 6, 7, 14, 15); };
+  columns[0] = low(even(rows[0], rows[1]), even(rows[2], rows[3]));
+  columns[1] = low(odd(rows[0], rows[1]), odd(rows[2], rows[3]));
+  columns[2] = high(even(rows[0], rows[1]), even(rows[2], rows[3]));
+  columns[3] = high(odd(rows[0], rows[1]), odd(rows[2], rows[3]));
+}
+
+// Writes the lanes chosen by `bits`, one behind the other. A whole vector is written.
+inline void put_chosen(double* to, Vec<double> from, unsigned bits) {
+  _mm512_storeu_pd(to, _mm512_maskz_compress_pd(static_cast<__mmask8>(bits), (__m512d)from));
+}
+
+// The same of what stands there in `from`.
+inline void put_chosen(int32_t* to, const int32_t* from, unsigned bits) {
+  const __m256i all = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_maskz_compress_epi32(static_cast<__mmask8>(bits), all));
+}
+#endif
+
+#if PHASED_LSTM_LANES < 16
+// For each set of lanes, their numbers one behind the other, and zeros.
+struct ChosenLanes {
+  uint8_t of[1 << kFloatLanes][kFloatLanes] = {};
+  constexpr ChosenLanes() {
+    for (int bits = 0; bits < 1 << kFloatLanes; ++bits)
+      for (int lane = 0, count = 0; lane < kFloatLanes; ++lane)
+        if (bits >> lane & 1) of[bits][count++] = static_cast<uint8_t>(lane);
+  }
+};
+constexpr ChosenLanes kChosenLanes;
+#endif
+
+// Writes first + i for each bit i of `bits`, in order; returns how many. A whole vector is written.
+inline int put_numbers(int32_t* to, int64_t first, unsigned bits) {
+#if PHASED_LSTM_LANES == 16 && defined(__AVX512F__)
+  const __m512i all = _mm512_add_epi32(_mm512_set1_epi32(static_cast<int>(first)),
+                                       _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
+  _mm512_storeu_si512(to, _mm512_maskz_compress_epi32(static_cast<__mmask16>(bits), all));
+#elif PHASED_LSTM_LANES == 8 && defined(__AVX2__)
+  const __m256i lanes = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(kChosenLanes.of[bits])));
+  const __m256i numbers = _mm256_add_epi32(lanes, _mm256_set1_epi32(static_cast<int>(first)));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), numbers);
+#else
+  for (int i = 0; i < kFloatLanes; ++i) to[i] = static_cast<int32_t>(first + kChosenLanes.of[bits][i]);
+#endif
+  return __builtin_popcount(bits);
 }
 
 // Turns the rows of a square into its columns: interleaving halves log2(lanes) times.
