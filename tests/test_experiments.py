@@ -185,6 +185,13 @@ def test_the_page_takes_its_tables_from_the_summaries(tmp_path: Path) -> None:
         report.fill("<!-- table missing -->\n<!-- end -->", tmp_path)
 
 
+def test_the_published_page_is_that_of_its_summaries() -> None:
+    folder = Path(__file__).parents[1] / "docs" / "results"
+    page = (folder / report.PAGE).read_text(encoding="utf-8")
+    assert "<!-- table mnist-historic -->" in page
+    assert report.fill(page, folder) == page
+
+
 @pytest.mark.parametrize("cell", CELLS)
 def test_model_reads_the_last_valid_state(cell: str) -> None:
     torch.manual_seed(0)

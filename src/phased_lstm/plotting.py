@@ -120,7 +120,9 @@ def plot_summary(
         columns = list(zip(*(curve[key][:count] for curve in curves), strict=True))
         means = [statistics.fmean(column) for column in columns]
         seeds = "1 seed" if len(curves) == 1 else f"{len(curves)} seeds"
-        axes.plot(epochs, means, color=colour, linewidth=1.8, label=f"{row['variant']} ({seeds})")
+        # A line through one point would not be seen.
+        marker = "o" if count == 1 else None
+        axes.plot(epochs, means, color=colour, linewidth=1.8, marker=marker, label=f"{row['variant']} ({seeds})")
         if len(curves) > 1:
             spreads = [statistics.stdev(column) for column in columns]
             low = [mean - spread for mean, spread in zip(means, spreads, strict=True)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import platform
+import re
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,8 @@ from ..training.runs import CHECKPOINT, CONFIG, MODEL, RESULTS, RunFolder, read_
 from .base import Experiment, ExperimentTask, Metric, Schedule, Variant
 
 SUMMARY = "summary.json"
+# What a title says of --quick is not about a full run.
+_QUICK_NOTE = re.compile(r" \(--quick: [^)]*\)")
 TIMING = "timing.json"
 
 
@@ -113,7 +116,7 @@ def summarise(experiment: Experiment, out: Path, results: Path, *, quick: bool =
         raise RunError(f"{out} has no finished run of {experiment.name}")
     summary: dict[str, Any] = {
         "experiment": experiment.name,
-        "title": experiment.title,
+        "title": experiment.title if quick else _QUICK_NOTE.sub("", experiment.title),
         "command": f"phased-lstm experiment {experiment.name}" + (" --quick" if quick else ""),
         "metric": vars(experiment.metric),
         "epoch_steps": schedule.epoch_steps,
