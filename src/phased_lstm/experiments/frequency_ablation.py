@@ -8,12 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .ablation import DEFAULT, plot_factors
 from .base import Experiment, Schedule, Variant
 from .frequency import COMMON, EPOCH_STEPS, PHASED, QUICK, FrequencyTask
 
 _TIMED_STEPS = 30
 _EPOCHS = 20
-_DEFAULT = "default"
 
 
 def _gate(**changes: Any) -> dict[str, Any]:
@@ -44,7 +44,7 @@ FACTORS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "cell": {"no-peepholes": _gate(peephole=False), "PhasedGRU": _GRU},
 }  # fmt: skip
-_QUICK_ROWS = (_DEFAULT, "leak-0.001", "ratio-0.05", "PhasedGRU")
+_QUICK_ROWS = (DEFAULT, "leak-0.001", "ratio-0.05", "PhasedGRU")
 
 
 class AblationTask(FrequencyTask):
@@ -80,7 +80,7 @@ class FrequencyAblation(Experiment):
 
     def variants(self, quick: bool) -> list[Variant]:
         common = COMMON | {"sampling": "async"}
-        rows = {_DEFAULT: PHASED} | {name: row for rows in FACTORS.values() for name, row in rows.items()}
+        rows = {DEFAULT: PHASED} | {name: row for rows in FACTORS.values() for name, row in rows.items()}
         if quick:
             return [Variant(name, common | rows[name] | QUICK, 7 * EPOCH_STEPS) for name in _QUICK_ROWS]
         return [Variant(name, common | row, _EPOCHS * EPOCH_STEPS) for name, row in rows.items()]
@@ -93,26 +93,9 @@ class FrequencyAblation(Experiment):
 
         Wall time, in `summary["timing"]`, is of untrained models, whose learned ratios have not grown yet.
         """
-        from ..plotting import plot_tradeoff
-
-        points = {
-            row["variant"]: (
-                row["variant"],
-                1000.0 * row["mean"]["cpu_seconds_per_step"],
-                100.0 * row["mean"]["test_accuracy"],
-                100.0 * row["sd"].get("test_accuracy", 0.0),
-            )
-            for row in summary["rows"]
-        }
-        series = {_DEFAULT: [_DEFAULT]} | {factor: list(rows) for factor, rows in FACTORS.items()}
-        drawn = {
-            factor: [points[name] for name in names if name in points]
-            for factor, names in series.items()
-            if points.keys() & set(names)
-        }
-        tradeoff = plot_tradeoff(
-            drawn, out / "tradeoff.png", x="CPU time of a training step (ms)", y="test accuracy (%)",
-            title=summary["title"],
+        tradeoff = plot_factors(
+            summary, FACTORS, lambda row: 1000.0 * row["mean"]["cpu_seconds_per_step"], out / "tradeoff.png",
+            "CPU time of a training step (ms)",
         )  # fmt: skip
         return [*super().figures(summary, out), tradeoff]
 

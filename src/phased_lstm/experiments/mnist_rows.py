@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.mnist import Digits, load
+from .ablation import DEFAULT, plot_factors
 from .base import Experiment, Metric, Schedule, Variant
 from .config import MnistConfig
 from .mnist import MnistTask
@@ -124,34 +125,18 @@ _FACTORS: dict[str, dict[str, dict[str, Any]]] = {
     "oscillation": {"square": {"oscillation": "square"}, "cosine": {"oscillation": "cosine"}},
     "cell": {"PhasedGRU": {"model": "PhasedGRUCell", "forget_bias": None}},
 }
-_DEFAULT = "default"
 
 
 class MnistAblation(MnistExperiment):
     """One factor at a time around the recommended setting."""
 
     def figures(self, summary: Mapping[str, Any], out: Path) -> list[Path]:
-        from ..plotting import plot_tradeoff
-
         timing = summary.get("timing", {}).get("rows", {})
-        points = {
-            row["variant"]: (
-                row["variant"],
-                1000.0 * timing.get(row["variant"], row["mean"])["seconds_per_step"],
-                100.0 * row["mean"]["test_accuracy"],
-                100.0 * row["sd"].get("test_accuracy", 0.0),
-            )
-            for row in summary["rows"]
-        }
-        series = {_DEFAULT: [_DEFAULT]} | {factor: list(rows) for factor, rows in _FACTORS.items()}
-        drawn = {
-            factor: [points[name] for name in names if name in points]
-            for factor, names in series.items()
-            if points.keys() & set(names)
-        }
-        tradeoff = plot_tradeoff(
-            drawn, out / "tradeoff.png", x="time of a training step (ms)", y="test accuracy (%)", title=summary["title"]
-        )
+        tradeoff = plot_factors(
+            summary, _FACTORS,
+            lambda row: 1000.0 * timing.get(row["variant"], row["mean"])["seconds_per_step"],
+            out / "tradeoff.png", "time of a training step (ms)",
+        )  # fmt: skip
         return [*super().figures(summary, out), tradeoff]
 
 
@@ -215,10 +200,10 @@ EXPERIMENTS = [
     MnistAblation(
         "ablation-mnist",
         "MNIST, 784 steps, one change at a time from the recommended setting: leak 0, ratio fixed at 0.05, triangle",
-        {_DEFAULT: RECOMMENDED}
+        {DEFAULT: RECOMMENDED}
         | {name: RECOMMENDED | change for rows in _FACTORS.values() for name, change in rows.items()},
         quick_steps=100,
-        quick_rows=(_DEFAULT, "leak-0.001", "ratio-0.2", "PhasedGRU"),
+        quick_rows=(DEFAULT, "leak-0.001", "ratio-0.2", "PhasedGRU"),
         schedule=Schedule(seeds=(4, 5, 6), epoch_steps=_BATCHES_OF_256),
         metric=Metric(),
         published={},
