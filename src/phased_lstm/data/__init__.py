@@ -6,6 +6,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .address_events import address_events as address_events
+    from .address_events import read_dat as read_dat
     from .encoders import AddressEncoder as AddressEncoder
     from .encoders import Standardizer as Standardizer
     from .encoders import TokenEncoder as TokenEncoder
@@ -38,10 +40,12 @@ _HOME = {
     "TableFormat": ".tables",
     "TokenEncoder": ".encoders",
     "ValuesAndMask": ".encoders",
+    "address_events": ".address_events",
     "as_events": ".inputs",
     "collate": ".loading",
     "event_tokens": ".encoders",
     "iter_sequences": ".tables",
+    "read_dat": ".address_events",
     "read_labels": ".labels",
     "read_table": ".tables",
     "scan_channels": ".tables",

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError
+from .address_events import require_inside, require_rising
+from .events import EventBatch
 
 SIDE = 34
 PARTS = ("Train", "Test")
@@ -39,6 +41,10 @@ class Recordings(NamedTuple):
     times: Tensor
     offsets: Tensor
     labels: Tensor
+
+    def events(self) -> EventBatch:
+        """Return a batch of values (S, 3) uint8 of column, row and polarity, for `AddressEncoder`, and the times."""
+        return EventBatch(torch.stack([self.x, self.y, self.polarity], dim=1), self.times, self.offsets)
 
 
 class EventDigits(NamedTuple):
@@ -98,26 +104,9 @@ def decode(data: bytearray, sizes: list[int], names: list[str], labels: list[int
     # In place: the whole set has 250 million events.
     times.mul_(256).add_(middle).mul_(256).add_(low)
 
-    outside = torch.maximum(x, y) >= SIDE
-    if outside.any():
-        event, name = _first(outside, offsets, names)
-        raise DataError(
-            f"{name} has an event at x = {x[event]}, y = {y[event]}, expected 0 to {SIDE - 1}: corrupt or not N-MNIST"
-        )
-    earlier = torch.zeros(len(times), dtype=torch.bool)
-    torch.lt(times[1:], times[:-1], out=earlier[1:])
-    earlier[offsets[1:-1]] = False
-    if earlier.any():
-        event, name = _first(earlier, offsets, names)
-        raise DataError(
-            f"{name} goes back in time, from {times[event - 1]} to {times[event]} microseconds: corrupt or not N-MNIST"
-        )
+    require_inside(x, y, (SIDE, SIDE), offsets, names, ": corrupt or not N-MNIST")
+    require_rising(times, offsets, names, " microseconds: corrupt or not N-MNIST")
     return Recordings(x, y, high >> 7, times, offsets, torch.tensor(labels))
-
-
-def _first(bad: Tensor, offsets: Tensor, names: list[str]) -> tuple[int, str]:
-    event = int(bad.to(torch.uint8).argmax())
-    return event, names[int(torch.searchsorted(offsets, event, right=True)) - 1]
 
 
 def _folder(name: str, data_dir: str | Path | None) -> Path:
