@@ -118,6 +118,16 @@ def test_equals_torch_in_float32_at_other_ratios(pair: Any, ratio: float) -> Non
 
 
 @PAIRS
+def test_square_gates_at_ratio_one_equal_torch_at_any_times(pair: Any) -> None:
+    plain = pair[1](3, 5, 2, dtype=torch.float64, bidirectional=True)
+    ours = pair[0](3, 5, 2, dtype=torch.float64, bidirectional=True, oscillation="square", ratio_on=1.0)
+    ours.load_state_dict(ours.state_dict() | plain.state_dict())
+    values, times = torch.randn(7, 4, 3, dtype=torch.float64), 1000.0 * torch.rand(7, 4).cumsum(0)
+    got, wanted = ours(values, times=times), plain(values)
+    torch.testing.assert_close(got, wanted, **CLOSE)
+
+
+@PAIRS
 @pytest.mark.parametrize("bidirectional", [True, False])
 def test_gradients_equal_torch(pair: Any, bidirectional: bool) -> None:
     mine, theirs = twins(pair, num_layers=2, bidirectional=bidirectional)
