@@ -126,6 +126,24 @@ def test_index_errors(index: Any) -> None:
         batch_of([1, 2, 1])[index]
 
 
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=5), st.data())
+def test_keep_is_a_mask_of_each_sequence(lengths: list[int], data: st.DataObject) -> None:
+    batch = batch_of(lengths)
+    masks = [data.draw(st.lists(st.booleans(), min_size=length, max_size=length)) for length in lengths]
+    kept = batch.keep(torch.tensor([flag for mask in masks for flag in mask], dtype=torch.bool))
+    expected = [
+        (values[mask].tolist(), times[mask].tolist()) for (values, times), mask in zip(batch, masks, strict=True)
+    ]
+    assert pairs(kept) == expected
+
+
+def test_keep_refuses_other_masks() -> None:
+    with pytest.raises(ValueError, match=r"bool \(3,\), one for each event, got torch.int64 of shape \(3,\)"):
+        batch_of([1, 2]).keep(torch.ones(3, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"got torch.bool of shape \(2,\)"):
+        batch_of([1, 2]).keep(torch.ones(2, dtype=torch.bool))
+
+
 def test_cat_and_split() -> None:
     batch = batch_of([2, 0, 3, 1])
     assert EventBatch.cat([batch[:1], batch[1:3], batch[3:]]).equal(batch)

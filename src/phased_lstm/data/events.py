@@ -307,6 +307,24 @@ class EventBatch:
             raise IndexError(f"indices from {int(chosen.min())} to {int(chosen.max())} of a batch of {len(self)}")
         return chosen.long() % len(self)
 
+    def keep(self, events: Tensor) -> Self:
+        """Return all sequences with only some of their events, which keep their times.
+
+        Args:
+            events: (S,) bool, which to keep. A sequence may become empty.
+
+        Raises:
+            ValueError: another dtype or shape.
+        """
+        if events.dtype != torch.bool or events.shape != self.times.shape:
+            raise ValueError(
+                f"events should be bool ({self.num_events},), one for each event, got {events.dtype} of shape "
+                f"{tuple(events.shape)}"
+            )
+        events = events.to(self.device)
+        before = torch.cat([self.offsets.new_zeros(1), events.cumsum(0)])
+        return self._unchecked(self.values[events], self.times[events], before[self.offsets])
+
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Iterate over the sequences, each as (values (L, F), times (L,))."""
         bounds = self.offsets.tolist()
