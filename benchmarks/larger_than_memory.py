@@ -3,12 +3,14 @@
     python benchmarks/larger_than_memory.py [--gigabytes 5] [--folder FOLDER] [--threads 1] [--out FOLDER] [--quick]
 
 A wide table of random walks with gaps, and a table of labels, are written to a folder that is removed afterwards. A
-process of its own then goes through the table once, with a training step of a small Phased LSTM on every batch of
-sequences. Its peak is the kernel's VmHWM since it began, Python, torch and pyarrow included, to stay under 2 GiB.
+process of its own then trains on it: one epoch of `phased-lstm train --on-disk`, with validation and figures. Its
+peak is the kernel's VmHWM since it began, Python, torch and pyarrow included, to stay under 2 GiB.
 """
 
 from __future__ import annotations
 
+import contextlib
+import csv
 import json
 import subprocess
 import sys
@@ -20,15 +22,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
-from torch import nn
-from torch.utils.data import DataLoader
 
-from phased_lstm import PhasedLSTM
-from phased_lstm.data.encoders import Standardizer, ValuesAndMask
-from phased_lstm.data.labels import read_labels
-from phased_lstm.data.loading import EventDataset, LengthBatchSampler, collate
-from phased_lstm.data.tables import iter_sequences
+from phased_lstm import cli
 from records import Point, Record, machine, parser, run
 from resident import STATUS, status
 
@@ -60,9 +55,10 @@ def main() -> None:
     within = "under" if point["peak_mib"] < point["limit_mib"] else "NOT under"
     print(
         f"table of {point['table_bytes'] / 1e9:.2f} GB, {point['events']:,} events in {point['sequences']:,} "
-        f"sequences, {point['steps']:,} training steps, loss {point['first_loss']:.3f} to {point['last_loss']:.3f}\n"
-        f"writing {point['writing_seconds']:.0f} s, training {point['training_seconds']:.0f} s, of which reading "
-        f"{point['reading_seconds']:.0f} s\n"
+        f"sequences, {point['steps']:,} training steps, validation loss {point['loss']:.4f}, accuracy "
+        f"{point['accuracy']:.4f}\n"
+        f"writing {point['writing_seconds']:.0f} s, reading, training and validation {point['training_seconds']:.0f} "
+        f"s, of which training steps {point['steps_seconds']:.0f} s\n"
         f"peak resident memory {point['peak_mib']:.0f} MiB, before the table {point['before_mib']:.0f} MiB: {within} "
         f"{point['limit_mib']} MiB"
     )
@@ -116,52 +112,30 @@ def _write(folder: Path, rows: int) -> None:
 
 
 def _train(folder: Path, threads: int) -> Point:
-    torch.set_num_threads(threads)
-    torch.manual_seed(0)
-    labels = read_labels(folder / "labels.parquet", ["wild"])
-    classes, _ = labels.classes("wild")
-    scale, encode = Standardizer(CHANNELS), ValuesAndMask()
-    rnn = PhasedLSTM(2 * CHANNELS, HIDDEN, batch_first=True)
-    head = nn.Linear(HIDDEN, 2)
-    optimizer = torch.optim.Adam([*rnn.parameters(), *head.parameters()], lr=1e-2)
-    losses: list[float] = []
-    seen: list[str] = []
-    events = 0
+    run = folder / "run"
     before = status("VmHWM")
     began = time.perf_counter()
-    reading = 0.0
-    chunks = iter_sequences(folder / "table.parquet")
-    while True:
-        start = time.perf_counter()
-        table = next(chunks, None)
-        reading += time.perf_counter() - start
-        if table is None:
-            break
-        if not seen:
-            scale.fit_(table.events)
-            rnn.fit_gates_(table.events.jagged()[1])
-        data = EventDataset(table.events, classes[labels.rows(table.ids)])
-        for (values, times, lengths), targets in DataLoader(
-            data, batch_sampler=LengthBatchSampler(data.lengths, BATCH), collate_fn=collate
-        ):
-            _, (state, _) = rnn(encode(scale(values)), times=times, lengths=lengths, return_sequence=False)
-            loss = nn.functional.cross_entropy(head(state[-1]), targets)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            losses.append(loss.item())
-        seen += table.ids
-        events += table.events.num_events
-    labels.check_all_used(seen)
-    few = max(1, len(losses) // 20)
+    code = cli.main(
+        [
+            "train", "--data", str(folder / "table.parquet"), "--labels", str(folder / "labels.parquet"),
+            "--target", "wild", "--on-disk", "--epochs", "1", "--hidden-size", str(HIDDEN), "--batch-size", str(BATCH),
+            "--threads", str(threads), "--quiet", "--out", str(run),
+        ]
+    )  # fmt: skip
+    if code:
+        raise SystemExit(code)
+    took = time.perf_counter() - began
+    results = json.loads((run / "results.json").read_text())
+    with (run / "log.tsv").open() as file:
+        seconds = [float(row["seconds"]) for row in csv.DictReader(file, delimiter="\t")]
     return {
-        "events": events,
-        "sequences": len(seen),
-        "steps": len(losses),
-        "first_loss": sum(losses[:few]) / few,
-        "last_loss": sum(losses[-few:]) / few,
-        "training_seconds": time.perf_counter() - began,
-        "reading_seconds": reading,
+        "events": pq.ParquetFile(folder / "table.parquet").metadata.num_rows,
+        "sequences": sum(results["sequences"].values()),
+        "steps": len(seconds),
+        "loss": results["valid"]["loss"],
+        "accuracy": results["valid"]["accuracy"],
+        "training_seconds": took,
+        "steps_seconds": sum(seconds),
         "before_mib": before,
         "peak_mib": status("VmHWM"),
     }
@@ -170,6 +144,8 @@ def _train(folder: Path, threads: int) -> Point:
 if __name__ == "__main__":
     if sys.argv[1:2] == [_CHILD]:
         made, threads = json.loads(sys.argv[2])
-        print(json.dumps(_train(Path(made), threads)))
+        with contextlib.redirect_stdout(sys.stderr):
+            measured = _train(Path(made), threads)
+        print(json.dumps(measured))
     else:
         run(main)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .loading import LengthBatchSampler as LengthBatchSampler
     from .loading import Sample as Sample
     from .loading import collate as collate
+    from .storage import StoredEvents as StoredEvents
     from .tables import Table as Table
     from .tables import TableFormat as TableFormat
     from .tables import iter_sequences as iter_sequences
@@ -36,6 +37,7 @@ _HOME = {
     "LengthBatchSampler": ".loading",
     "Sample": ".loading",
     "Standardizer": ".encoders",
+    "StoredEvents": ".storage",
     "Table": ".tables",
     "TableFormat": ".tables",
     "TokenEncoder": ".encoders",

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..data.loading import IGNORED_CLASS, EventDataset, LengthBatchSampler
+from ..data.storage import ChosenSequences
 from ..models import SequenceNetwork
 from . import metrics
 from .ranks import Ranks
@@ -71,8 +72,8 @@ class SequenceTask:
     def __init__(
         self,
         network: SequenceNetwork,
-        train: EventDataset,
-        valid: EventDataset | None,
+        train: EventDataset | ChosenSequences,
+        valid: EventDataset | ChosenSequences | None,
         config: FitConfig,
         *,
         class_weight: Tensor | None = None,
@@ -149,7 +150,7 @@ class SequenceTask:
         if self._best:
             self.model.load_state_dict(self._best)
 
-    def evaluate(self, data: EventDataset) -> dict[str, float]:
+    def evaluate(self, data: EventDataset | ChosenSequences) -> dict[str, float]:
         """Return the loss and all figures of a part that all ranks hold their share of."""
         outputs = predict(self.model, data, self.config.batch_size)
         assert data.labels is not None
@@ -204,7 +205,7 @@ def loss_sum(
 
 
 @torch.no_grad()
-def predict(network: SequenceNetwork, data: EventDataset, batch_size: int) -> Tensor:
+def predict(network: SequenceNetwork, data: EventDataset | ChosenSequences, batch_size: int) -> Tensor:
     """Return the outputs for all sequences, (N, outputs), or (S, outputs) of all steps; see `SequenceNetwork`."""
     network.eval()
     if not len(data):
@@ -213,7 +214,7 @@ def predict(network: SequenceNetwork, data: EventDataset, batch_size: int) -> Te
     outputs = torch.cat([_outputs(network, data[rows]) for rows in order.split(batch_size)])
     if not network.config.per_step:
         return outputs[order.argsort()]
-    sorted_rows = EventDataset(data.events[order]).events
+    sorted_rows = data[order].events
     return type(sorted_rows)._unchecked(outputs, sorted_rows.times, sorted_rows.offsets)[order.argsort()].values
 
 

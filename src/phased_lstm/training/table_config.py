@@ -11,7 +11,7 @@ from ..errors import RunError, missing_extra
 from ..options import check_entries, check_ranges, flag, option
 
 # Options that a resumed run may change: none of them changes what a training step does.
-FREE_ON_RESUME = ("threads", "checkpoint_every", "tensorboard", "data", "labels")
+FREE_ON_RESUME = ("threads", "checkpoint_every", "tensorboard", "data", "labels", "on_disk")
 _MONITORS = ("loss", "accuracy", "balanced_accuracy", "auroc", "auprc", "mae", "rmse", "r2")
 
 
@@ -65,6 +65,7 @@ class TrainConfig:
     monitor: str = option("loss", "that figure, on the validation part", choices=_MONITORS)
     seed: int = option(0, "seed of everything random", low=0, high=10**9)
     threads: int = option(0, "CPU threads, 0 for torch's choice", low=0, high=1024)
+    on_disk: bool = option(False, "keep the measurements in a temporary file beside the run, rather than in memory")
     checkpoint_every: int = option(100, "steps between checkpoints", low=1)
     tensorboard: bool = option(False, "log for TensorBoard too, in RUN/tensorboard")
 

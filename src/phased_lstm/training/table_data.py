@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..data.events import EventBatch
 from ..data.labels import Labels, read_labels
-from ..data.loading import EventDataset
-from ..data.tables import Table, TableFormat, iter_sequences, scan_channels
+from ..data.storage import ChosenSequences, StoredEvents
+from ..data.tables import TableFormat, iter_sequences, scan_channels
 from ..errors import DataError
 from .ranks import Ranks
 from .table_config import TrainConfig
@@ -43,12 +44,27 @@ class TableInfo:
     fingerprint: str = ""
 
 
+class Sequences(NamedTuple):
+    """This rank's share of a table of measurements.
+
+    Attributes:
+        ids: of the N sequences.
+        events: N sequences, values in the order of the channels.
+        channels: names of the columns of values.
+        time_unit: unit of times that were timestamps, None of numbers.
+    """
+
+    ids: tuple[str, ...]
+    events: EventBatch | StoredEvents
+    channels: tuple[str, ...]
+    time_unit: str | None
+
+
 @dataclass(frozen=True)
 class LabelledSequences:
     """The labelled sequences of all ranks, of which this one holds some.
 
     Attributes:
-        ids: of this rank's sequences.
         data: this rank's sequences with labels, and static features if any.
         first: number of this rank's first sequence among all.
         lengths: (N,) of the sequences of all ranks.
@@ -56,21 +72,20 @@ class LabelledSequences:
         info: what they are.
     """
 
-    ids: tuple[str, ...]
-    data: EventDataset
+    data: ChosenSequences
     first: int
     lengths: Tensor
     labels: Tensor
     info: TableInfo
 
-    def part(self, rows: Tensor) -> tuple[EventDataset, Tensor]:
+    def part(self, rows: Tensor) -> tuple[ChosenSequences, Tensor]:
         """Return this rank's share of some of the sequences, and each one's number among those rows.
 
         Args:
             rows: (M,) increasing numbers of sequences among all.
         """
         mine = ((rows >= self.first) & (rows < self.first + len(self.data))).nonzero().flatten()
-        return self.data[rows[mine] - self.first], mine
+        return self.data.subset(rows[mine] - self.first), mine
 
 
 def table_format(config: TrainConfig, source: str, info: TableInfo | None = None) -> TableFormat:
@@ -93,27 +108,44 @@ def table_format(config: TrainConfig, source: str, info: TableInfo | None = None
     return found
 
 
-def read_sequences(config: TrainConfig, source: str, info: TableInfo | None, ranks: Ranks | None = None) -> Table:
-    """Read a table of measurements, or this rank's share of it, with the channels of `info` if given.
+def read_sequences(
+    config: TrainConfig, source: str, info: TableInfo | None, ranks: Ranks | None = None, folder: Path | None = None
+) -> Sequences:
+    """Read a table of measurements, or this rank's share of it.
+
+    Args:
+        config: names of columns and what is an error.
+        source: the table.
+        info: whose channels are read; None: those that the table has.
+        ranks: who reads; None: this process alone.
+        folder: where the sequences are kept; None: in memory.
 
     Raises:
         DataError: naming the file and row; also where times are of another kind than in training.
+        OSError: the folder is full.
     """
     format = table_format(config, source, info)
     channels = scan_channels(source, format) if info is None else info.channels
     share = None if ranks is None or ranks.size == 1 else (ranks.rank, ranks.size)
-    parts = list(iter_sequences(source, format, channels=channels, share=share))
-    if not parts:
-        if share is None:
-            raise DataError(f"{source}: the table has no sequences")
-        none = EventBatch(
-            torch.zeros(0, len(channels)), torch.zeros(0, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
-        )
-        return Table((), none, channels, None)
-    unit = parts[0].time_unit
-    check_time_unit(source, unit, info)
-    ids = tuple(name for part in parts for name in part.ids)
-    return Table(ids, EventBatch.cat(part.events for part in parts), parts[0].channels, unit)
+    ids: list[str] = []
+    units: list[str | None] = []
+
+    def parts() -> Iterator[EventBatch]:
+        for part in iter_sequences(source, format, channels=channels, share=share):
+            ids.extend(part.ids)
+            units.append(part.time_unit)
+            yield part.events
+        if not units:
+            if share is None:
+                raise DataError(f"{source}: the table has no sequences")
+            yield EventBatch(
+                torch.zeros(0, len(channels)), torch.zeros(0, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
+            )
+
+    events = EventBatch.cat(parts()) if folder is None else StoredEvents(parts(), folder)
+    if units:
+        check_time_unit(source, units[0], info)
+    return Sequences(tuple(ids), events, tuple(channels), units[0] if units else None)
 
 
 def check_time_unit(source: str, unit: str | None, info: TableInfo | None) -> None:
@@ -124,7 +156,12 @@ def check_time_unit(source: str, unit: str | None, info: TableInfo | None) -> No
 
 
 def read_labelled(
-    config: TrainConfig, data: str, labels: str, info: TableInfo | None = None, ranks: Ranks | None = None
+    config: TrainConfig,
+    data: str,
+    labels: str,
+    info: TableInfo | None = None,
+    ranks: Ranks | None = None,
+    folder: Path | None = None,
 ) -> LabelledSequences:
     """Read both tables and bring them together.
 
@@ -134,13 +171,14 @@ def read_labelled(
         labels: the table of labels.
         info: what training found; None: find it out.
         ranks: who reads; None: this process alone.
+        folder: where the sequences are kept; None: in memory.
 
     Raises:
         DataError: a table is bad (naming the file and row), series lack labels or labels series, or there is one
             class only.
     """
     ranks = Ranks() if ranks is None else ranks
-    table = read_sequences(config, data, info, ranks)
+    table = read_sequences(config, data, info, ranks, folder)
     entries = read_labels(labels, [config.target], id=config.id, static=config.names("static"))
     every = [name for ids in ranks.gather(table.ids) for name in ids]
     if len(set(every)) < len(every):
@@ -148,24 +186,23 @@ def read_labelled(
         raise DataError(f"{data}: {config.id} {again} comes back after another one; sort the table by {config.id}")
     if config.empty == "error":
         entries.check_all_used(every)
+    kept = torch.arange(len(table.ids))
     if config.unlabelled == "skip":
         known = set(entries.ids)
-        kept = [row for row, name in enumerate(table.ids) if name in known]
-        table = table._replace(ids=tuple(table.ids[row] for row in kept), events=table.events[kept])
+        kept = torch.tensor([row for row, name in enumerate(table.ids) if name in known], dtype=torch.int64)
         every = [name for name in every if name in known]
         if not every:
             raise DataError(f"{labels} has no label for any of the series in {data}")
     rows = entries.rows(every)
     task, targets, classes = _targets(config, entries, rows, info)
-    lengths = torch.cat(ranks.gather(table.events.lengths))
-    first = sum(len(ids) for ids in ranks.gather(table.ids)[: ranks.rank])
-    mine = slice(first, first + len(table.ids))
+    lengths = torch.cat(ranks.gather(table.events.lengths[kept]))
+    first = sum(ranks.gather(len(kept))[: ranks.rank])
+    mine = slice(first, first + len(kept))
     static = None if entries.static is None else entries.static[rows]
     unit = next((found for found in ranks.gather(table.time_unit) if found is not None), None)
     digest = hashlib.sha256("\n".join(every).encode() + lengths.numpy().tobytes() + targets.numpy().tobytes())
     return LabelledSequences(
-        table.ids,
-        EventDataset(table.events, targets[mine], None if static is None else static[mine]),
+        ChosenSequences(table.events, kept, targets[mine], None if static is None else static[mine]),
         first,
         lengths,
         targets,

@@ -13,7 +13,7 @@ from torch import Tensor
 from .. import __version__
 from ..data.encoders import Standardizer
 from ..data.events import EventBatch
-from ..data.loading import EventDataset
+from ..data.storage import ChosenSequences
 from ..errors import RunError, missing_extra
 from ..models import NetworkConfig, SequenceNetwork, gate_rows, suggested_ratio
 from .checkpoints import save_tensors
@@ -108,7 +108,7 @@ def train_tables(
         torch.set_num_threads(config.threads)
     ranks = Ranks()
     saved = _saved(out)[1] if resume else None
-    sequences = read_labelled(config, config.data, config.labels, ranks=ranks)
+    sequences = _read(config, ranks, out)
     if saved is not None and saved != sequences.info:
         raise RunError(f"{config.data} and {config.labels} are not what the run in {out} was begun with")
     try:
@@ -132,6 +132,17 @@ def train_tables(
         return _finish(config, sequences, parts, task, folder) if finished else None
     finally:
         folder.close()
+
+
+def _read(config: TrainConfig, ranks: Ranks, out: Path) -> LabelledSequences:
+    if not config.on_disk:
+        return read_labelled(config, config.data, config.labels, ranks=ranks)
+    # Beside the run, where there is room for results: the system's folder for temporary files may be memory.
+    folder = next(path for path in (out, *out.absolute().parents) if path.is_dir())
+    try:
+        return read_labelled(config, config.data, config.labels, ranks=ranks, folder=folder)
+    except OSError as error:
+        raise RunError(f"the measurements cannot be kept in a temporary file in {folder}: {error}") from error
 
 
 def split(config: TrainConfig, sequences: LabelledSequences) -> Parts:
@@ -179,35 +190,41 @@ def network_config(config: TrainConfig, info: TableInfo, lengths: Tensor) -> Net
 
 
 def _fit(
-    network: SequenceNetwork, training: EventDataset, members: Tensor, lengths: Tensor, labels: Tensor, ranks: Ranks
+    network: SequenceNetwork, training: ChosenSequences, members: Tensor, lengths: Tensor, labels: Tensor, ranks: Ranks
 ) -> None:
-    """Fit scale and gates to the training part of all ranks."""
-    if ranks.size == 1:
-        network.fit_(training, targets=labels if network.target_scale is not None else None)
-        return
-    static = [part for part in ranks.gather(training.static) if part is not None]
+    """Fit scale and gates to the training part of all ranks, of which few sequences are in memory at a time."""
     if network.static_scale is not None:
-        network.static_scale.fit_(torch.cat(static))
+        network.static_scale.fit_(torch.cat([part for part in ranks.gather(training.static) if part is not None]))
     if network.target_scale is not None:
         network.target_scale.fit_(labels)
-    _fit_together(network.scale, training.events, ranks)
+    if ranks.size == 1:
+        network.scale.fit_(training.chunks())
+    else:
+        _fit_together(network.scale, training, ranks)
     chosen = gate_rows(len(lengths), int(lengths.sum()))
     mine = torch.isin(members, chosen).nonzero().flatten()
-    network.fit_times_(EventBatch.cat(part for part in ranks.gather(training.events[mine]) if len(part)))
+    network.fit_times_(EventBatch.cat(part for part in ranks.gather(training[mine].events) if len(part)))
 
 
-def _fit_together(scale: Standardizer, events: EventBatch, ranks: Ranks) -> None:
+def _fit_together(scale: Standardizer, training: ChosenSequences, ranks: Ranks) -> None:
     """Fit to the values of all ranks by their sums, of which the second is about the common mean."""
-    values = events.values.double()
-    if ranks.any(bool(values.isinf().any())):
+    count, total = (torch.zeros(len(scale.mean), dtype=torch.float64) for _ in range(2))
+    infinite = False
+    for chunk in training.chunks():
+        values = chunk.values.double()
+        infinite = infinite or bool(values.isinf().any())
+        count += (~values.isnan()).sum(dim=0)
+        total += values.nan_to_num(0.0).sum(dim=0)
+    if ranks.any(infinite):
         raise ValueError("values are infinite")
-    measured = ~values.isnan()
-    count = ranks.total(measured.sum(dim=0).double())
+    count = ranks.total(count)
     if not bool(count.any()):
         raise ValueError("there is no measured value to fit to: all are NaN")
-    mean = ranks.total(torch.where(measured, values, 0.0).sum(dim=0)) / count.clamp(min=1)
-    squares = ranks.total(torch.where(measured, values - mean, 0.0).square().sum(dim=0))
-    std = (squares / count.clamp(min=1)).sqrt()
+    mean = ranks.total(total) / count.clamp(min=1)
+    squares = torch.zeros_like(mean)
+    for chunk in training.chunks():
+        squares += (chunk.values.double() - mean).nan_to_num(0.0).square().sum(dim=0)
+    std = (ranks.total(squares) / count.clamp(min=1)).sqrt()
     scale.mean.copy_(mean)
     scale.std.copy_(torch.where(std <= 1e-12 * mean.abs(), 1.0, std))
 
@@ -224,13 +241,13 @@ def _finish(
         if len(rows):
             last = evaluate_all(task, sequences.part(rows)[0])
             results[name] = last.figures
-    sample = sequences.part(parts.train)[0].events
+    training = sequences.part(parts.train)[0]
     if not task.ranks.leads:
         return results
     results["parameters"] = sum(parameter.numel() for parameter in task.model.parameters())
     results["versions"] = {"phased_lstm": __version__, "torch": torch.__version__, "python": platform.python_version()}
     task.model.save(folder.file(MODEL_FOLDER))
-    chosen = sample[gate_rows(len(sample), sample.num_events)]
+    chosen = training[gate_rows(len(training), training.num_events)].events
     save_tensors(folder.file(TRACE), {"times": chosen.times, "offsets": chosen.offsets}, {})
     folder.write_json(RESULTS, results)
     if last is not None:
@@ -238,7 +255,7 @@ def _finish(
     return results
 
 
-def evaluate_all(task: SequenceTask, data: EventDataset) -> Evaluated:
+def evaluate_all(task: SequenceTask, data: ChosenSequences) -> Evaluated:
     """Evaluate a part of which every rank holds its share."""
     outputs = predict(task.model, data, task.config.batch_size)
     gathered = task.ranks.gather((outputs, data.labels))

@@ -1,0 +1,141 @@
+"""Sequences in a file: as many as the disk holds, of which those asked for come into memory."""
+
+from __future__ import annotations
+
+import tempfile
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO, cast
+
+import torch
+from torch import Tensor
+
+from .events import EventBatch
+from .loading import EventDataset
+
+# Sequences of a chunk, where all are gone through.
+_CHUNK = 64
+
+
+class StoredEvents:
+    """N sequences in a temporary file, of which some are read as an `EventBatch` where one indexes it.
+
+    Args:
+        parts: the sequences, batches of one width and dtypes, of which one is in memory at a time.
+        folder: where the file is; None: the system's folder for temporary files, which on some machines is memory.
+            The file has no name, or is removed with the object.
+
+    Raises:
+        OSError: the file cannot be written.
+        ValueError: no batch, or batches of several widths or dtypes.
+    """
+
+    def __init__(self, parts: Iterable[EventBatch], folder: str | Path | None = None) -> None:
+        self._values, self._times = _temporary(self, folder), _temporary(self, folder)
+        first: EventBatch | None = None
+        lengths = []
+        for part in parts:
+            # Of the kinds alone; joining them says what does not go together.
+            first = EventBatch.cat([part[:0] if first is None else first, part[:0]])
+            self._values.write(_bytes(part.values))
+            self._times.write(_bytes(part.times))
+            lengths.append(part.lengths)
+        if first is None:
+            raise ValueError("there should be at least one batch: the number of features would be unknown")
+        for file in (self._values, self._times):
+            file.flush()
+        self._kind = first
+        self.lengths = torch.cat(lengths)
+        self._offsets = torch.cat([self.lengths.new_zeros(1), self.lengths.cumsum(0)])
+
+    @property
+    def num_events(self) -> int:
+        """S, the number of events of all sequences."""
+        return int(self._offsets[-1])
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: Tensor | Sequence[int]) -> EventBatch:
+        """Read some sequences, in that order.
+
+        Args:
+            index: integers (M,) from 0 to N - 1.
+
+        Raises:
+            IndexError: no such sequence.
+            OSError: the file cannot be read.
+        """
+        rows = torch.as_tensor(index, dtype=torch.int64)
+        if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < len(self):
+            raise IndexError(f"sequences {int(rows.min())} to {int(rows.max())} of {len(self)}")
+        places = [(int(self._offsets[row]), int(self.lengths[row])) for row in rows]
+        kind = self._kind
+        values = _read(self._values, places, kind.values.dtype, kind.num_features).reshape(-1, kind.num_features)
+        times = _read(self._times, places, kind.times.dtype, 1)
+        return EventBatch.from_lengths(values, times, self.lengths[rows])
+
+
+class ChosenSequences:
+    """Some of the sequences of a batch, with their labels and static features, read where one indexes it.
+
+    Args:
+        events: the batch they are of.
+        rows: (M,) int64, their numbers in it.
+        labels: (M, ...) of those.
+        static: (M, G) of those, or None.
+    """
+
+    def __init__(self, events: EventBatch | StoredEvents, rows: Tensor, labels: Tensor, static: Tensor | None) -> None:
+        self._events, self._rows = events, rows
+        self.labels, self.static = labels, static
+        self.lengths = events.lengths[rows]
+
+    @property
+    def num_events(self) -> int:
+        """Number of events of the sequences."""
+        return int(self.lengths.sum())
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: Tensor | Sequence[int]) -> EventDataset:
+        """Read some of them; integers (K,) from 0 to M - 1."""
+        part = self.subset(torch.as_tensor(index, dtype=torch.int64))
+        return EventDataset(self._events[part._rows], part.labels, part.static)
+
+    def subset(self, index: Tensor) -> ChosenSequences:
+        """Choose among them, without reading; int64 (K,) from 0 to M - 1."""
+        static = None if self.static is None else self.static[index]
+        return ChosenSequences(self._events, self._rows[index], self.labels[index], static)
+
+    def chunks(self) -> Iterator[EventBatch]:
+        """Go through all of them, few at a time."""
+        for rows in self._rows.split(_CHUNK):
+            yield self._events[rows]
+
+
+def _temporary(owner: object, folder: str | Path | None) -> BinaryIO:
+    file = cast(BinaryIO, tempfile.TemporaryFile(dir=folder))  # noqa: SIM115 - open as long as its owner is there
+    weakref.finalize(owner, file.close)
+    return file
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    # The cast refuses an empty array.
+    return tensor.detach().cpu().contiguous().numpy().data.cast("B") if tensor.numel() else memoryview(b"")
+
+
+def _read(file: BinaryIO, places: Sequence[tuple[int, int]], dtype: torch.dtype, width: int) -> Tensor:
+    """Read runs of rows, each given by its first one and their number, one after another."""
+    size = dtype.itemsize * width
+    content = torch.empty(sum(count for _, count in places) * width, dtype=dtype)
+    done = 0
+    for start, count in places:
+        file.seek(start * size)
+        part = content[done : done + count * width]
+        if count and file.readinto(_bytes(part)) != count * size:  # type: ignore[attr-defined]
+            raise OSError("the temporary file of the sequences ends too soon")
+        done += count * width
+    return content
