@@ -29,6 +29,7 @@ class MnistConfig:
     data: str = option("mnist", "mnist, or scikit-learn's bundled digits at the same size", choices=DATA)
     data_dir: str | None = option(None, "folder of the four MNIST idx files (default: see README)")
     permuted: bool = option(False, "shuffle the pixels, in the same way for all images (psMNIST)")
+    pixel_scale: float = option(1.0, "pixels go from 0 to this", low=1e-6, high=1e6)
     steps: int = option(2000, "training steps", low=1, high=10**9)
     batch_size: int = option(256, "sequences in a batch", low=1)
     hidden_size: int = option(32, "units of a layer", low=1, high=65536)

@@ -50,6 +50,7 @@ class SequenceClassifier(nn.Module):
             self.rnn = PhasedGRU(**sizes, batch_first=True, **gate)
         else:
             self.rnn = (nn.LSTM if config.model == "BasicLSTMCell" else nn.GRU)(**sizes, batch_first=True)
+        self._pixel_scale = config.pixel_scale
         self.dropout = nn.Dropout(config.dropout)
         self.head = nn.Linear(config.hidden_size, 10)
         self.register_buffer("times", torch.arange(STEPS), persistent=False)
@@ -83,12 +84,16 @@ class SequenceClassifier(nn.Module):
             shape = (self.rnn.num_layers, len(pixels), self.rnn.hidden_size)
             states = [noise * torch.randn(shape, device=pixels.device) for _ in range(1 + self.has_cell_state)]
             hx = tuple(states) if self.has_cell_state else states[0]
-        x = pixels.unsqueeze(-1)
+        x = self.inputs(pixels)
         if self.is_phased:
             _, state = self.rnn(x, hx, self.times, return_sequence=False)
         else:
             _, state = self.rnn(x, hx)
         return self.head(self.dropout((state[0] if self.has_cell_state else state)[-1]))
+
+    def inputs(self, pixels: Tensor) -> Tensor:
+        """(N, 784) pixels in [0, 1] as steps of a layer, (N, 784, 1)."""
+        return self._pixel_scale * pixels.unsqueeze(-1)
 
     def openness(self) -> float | None:
         """Mean share of the steps at which a unit is open, or None without a time gate."""
@@ -273,10 +278,11 @@ def trace(model: SequenceClassifier, image: Tensor) -> dict[str, Tensor]:
     """
     model.eval()
     rnn, pixels = model.rnn, _pixels(image)
+    inputs = model.inputs(pixels.unsqueeze(0))
     assert isinstance(rnn, (PhasedLSTM, PhasedGRU))
     states, hx = [], None
     for step in range(STEPS):
-        _, hx = rnn(pixels[step].reshape(1, 1, 1), hx, model.times[step : step + 1], return_sequence=False)
+        _, hx = rnn(inputs[:, step : step + 1], hx, model.times[step : step + 1], return_sequence=False)
         states.append((hx[1] if model.has_cell_state else hx)[0, 0])
     return {
         "times": model.times, "pixels": pixels, "openness": rnn.gates[0](model.times), "state": torch.stack(states),

@@ -16,17 +16,19 @@ from .config import MnistConfig
 from .mnist import MnistTask
 
 # What we advise: a fixed ratio, no leak, periods from three rows of pixels to the whole image, a fast, clipped start.
-RECOMMENDED: dict[str, Any] = {
+_ADVICE: dict[str, Any] = {
     "forget_bias": 1.0, "peephole": False, "leak": 0.0, "trainable_ratio_on": False,
     "period_init_min": 80.0, "period_init_max": 784.0,
     "lr": 2e-2, "lr_warmup": 100, "lr_cosine": True, "clip_grad_norm": 1.0,
 }  # fmt: skip
+# What brings 32 units further: pixels of standard deviation near 1 in place of 0.31, peepholes and some weight decay.
+RECOMMENDED = _ADVICE | {"pixel_scale": 3.0, "peephole": True, "weight_decay": 0.03}
 _DEFAULTS = MnistConfig()
 HISTORIC: dict[str, Any] = {"initial_state_std": 0.1}
 # 128 units to convergence. An LSTM's step takes many times as long: it gets as many steps as fit in the same time.
 _LARGE_STEPS, _LARGE_LSTM_STEPS = 4000, 120
 _LARGE: dict[str, dict[str, Any]] = {
-    "PhasedLSTMCell": RECOMMENDED
+    "PhasedLSTMCell": _ADVICE
     | {"hidden_size": 128, "steps": _LARGE_STEPS, "dropout": 0.3, "weight_decay": 0.03},
     "BasicLSTMCell-same-time": {
         "model": "BasicLSTMCell", "hidden_size": 128, "steps": _LARGE_LSTM_STEPS,
@@ -123,7 +125,10 @@ _FACTORS: dict[str, dict[str, dict[str, Any]]] = {
         "penalty-1": {"trainable_ratio_on": True, "openness_penalty": 1.0},
     },
     "oscillation": {"square": {"oscillation": "square"}, "cosine": {"oscillation": "cosine"}},
-    "cell": {"PhasedGRU": {"model": "PhasedGRUCell", "forget_bias": None}},
+    "cell": {
+        "PhasedGRU": {"model": "PhasedGRUCell", "forget_bias": None, "peephole": False},
+        "no-peepholes": {"peephole": False},
+    },
 }
 
 
@@ -170,8 +175,8 @@ EXPERIMENTS = [
         "MNIST, 784 steps, our recommended setting: 32 units, ratio fixed at 0.05, no leak",
         {"PhasedLSTMCell": RECOMMENDED},
         quick_steps=200,
-        # Periods were chosen by looking at seeds 0 to 3.
-        schedule=Schedule(seeds=(4, 5, 6), epoch_steps=_BATCHES_OF_256),
+        # Chosen on a validation part of the training images with seeds 0 to 11.
+        schedule=Schedule(seeds=(12, 13, 14, 15, 16), epoch_steps=_BATCHES_OF_256),
         metric=Metric(),
         published={},
     ),
@@ -204,7 +209,7 @@ EXPERIMENTS = [
         | {name: RECOMMENDED | change for rows in _FACTORS.values() for name, change in rows.items()},
         quick_steps=100,
         quick_rows=(DEFAULT, "leak-0.001", "ratio-0.2", "PhasedGRU"),
-        schedule=Schedule(seeds=(4, 5, 6), epoch_steps=_BATCHES_OF_256),
+        schedule=Schedule(seeds=(12, 13, 14), epoch_steps=_BATCHES_OF_256),
         metric=Metric(),
         published={},
     ),
