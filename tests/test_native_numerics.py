@@ -25,7 +25,7 @@ LARGEST = torch.finfo(torch.float32).max
 
 
 def squashed(values: Tensor, batch: int) -> tuple[Tensor, Tensor]:
-    """Sigmoid and tanh of each value, as the kernels for rows (batch 1) or panels (batch 4) compute them."""
+    """Sigmoid and tanh of each value, as the kernels for sequences alone (batch 1) or panels (batch 4) compute them."""
     sigmoid, tanh = zip(*(squashed_by_units(part, batch) for part in values.split(250)), strict=True)
     return torch.cat(sigmoid).double(), torch.cat(tanh).double()
 
@@ -38,7 +38,7 @@ def squashed_by_units(values: Tensor, batch: int) -> tuple[Tensor, Tensor]:
     *_, tape, _, _, _ = torch.ops.phased_lstm.layer(
         torch.ones(batch, 1, 1), one[:1], None, state, state, *weights, one, one, one, 0.0, 1, False, False, True
     )
-    i, f, g, o, *_ = tape.view(8, units) if batch == 1 else tape.view(units, 6, -1)[:, :, batch - 1].T
+    i, f, g, o, *_ = tape.view(6, units) if batch == 1 else tape.view(units, 6, -1)[:, :, batch - 1].T
     for other in (f, o):
         torch.testing.assert_close(other, i, rtol=0, atol=0, equal_nan=True)
     return i, g

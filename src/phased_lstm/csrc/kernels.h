@@ -67,9 +67,10 @@ struct Forward {
   T* h_n;       // (N, H)
   T* c_n;       // (N, H), LSTM only
   T* tape;      // (entries, fields) for the backward pass, or null. Fields: LSTM i, f, g, o, h', c';
-                // GRU r, z, n, hn, h'. In panels: (panel, event, field, row of the panel). By rows: for each
-                // group, behind those before it, (tick, field, event), with two fields more: the bits of the
-                // event's number in its tick, and its phase.
+                // GRU r, z, n, hn, h'. In panels: (panel, event, field, row of the panel). Of sequences alone: for
+                // each, behind those before it, (step, field, event). By rows: for each group, behind those before
+                // it, (tick, field, event), with two fields more: the bits of the event's number in its tick, and
+                // its phase.
 };
 
 template <typename T>

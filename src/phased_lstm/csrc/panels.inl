@@ -9,6 +9,7 @@
 #include "panel.inl"
 #include "panel_products.inl"
 #include "rows.inl"
+#include "single.inl"
 #include "simd.h"
 
 namespace {
@@ -268,7 +269,7 @@ KernelTable<T> table() {
         return layer.panels ? panel_vectors<T>(layer.batch) * Simd<T>::kLanes : group_rows(layer.batch);
       },
       [](const L& layer) -> int64_t { return tape_entries(layer); },
-      [](const L& layer, bool lstm) -> int64_t { return (lstm ? 6 : 5) + (layer.panels ? 0 : 2); },
+      [](const L& layer, bool lstm) -> int64_t { return (lstm ? 6 : 5) + (layer.panels || alone(layer) ? 0 : 2); },
       [](const L& layer, bool lstm) -> int64_t {
         return lstm ? packed_size<T, 4>(layer) : packed_size<T, 3>(layer);
       },
@@ -281,6 +282,9 @@ KernelTable<T> table() {
             lstm ? forward_panels<T, true, n()>(layer, run, packed, begin, end)
                  : forward_panels<T, false, n()>(layer, run, packed, begin, end);
           });
+        else if (alone(layer))
+          lstm ? forward_single<T, true>(layer, run, packed, begin, end)
+               : forward_single<T, false>(layer, run, packed, begin, end);
         else
           lstm ? forward_rows<T, true>(layer, run, packed, begin, end)
                : forward_rows<T, false>(layer, run, packed, begin, end);
@@ -295,6 +299,9 @@ KernelTable<T> table() {
             lstm ? backward_panels<T, true, n()>(layer, run, packed, begin, end, partial, gate)
                  : backward_panels<T, false, n()>(layer, run, packed, begin, end, partial, gate);
           });
+        else if (alone(layer))
+          lstm ? backward_single<T, true>(layer, run, packed, begin, end, partial, gate)
+               : backward_single<T, false>(layer, run, packed, begin, end, partial, gate);
         else
           lstm ? backward_rows<T, true>(layer, run, packed, begin, end, partial, gate)
                : backward_rows<T, false>(layer, run, packed, begin, end, partial, gate);

@@ -80,11 +80,35 @@ inline void spread_rows(const T* rows, int64_t stride, int64_t from, int64_t wid
       w[g] = load(rows + g * stride + k);
     }
     for (int r = 0; r < NR; ++r) {
-      Vec<T> total = load(dx[r] + k);
-      for (int g = 0; g < G; ++g) total += scale[r][g] * w[g];
-      store(dx[r] + k, total);
+      // An event's own sum first: additions to the state's gradient wait for each other.
+      Vec<T> total = scale[r][0] * w[0];
+      for (int g = 1; g < G; ++g) total += scale[r][g] * w[g];
+      store(dx[r] + k, load(dx[r] + k) + total);
     }
   }
+}
+
+// What an event adds to the gradients of its few features, of the peepholes (i, f, o), and of period, shift and ratio,
+// `stride` apart. `d`: gradients of its sums; `in_phase`: of the time less the shift; `turns`: that in periods.
+template <typename T, int G>
+inline void add_few(const Packing<T, G>& packing, const T* packed, int64_t u, const T* d, T* to) {
+  for (int64_t i = 0; i < packing.few; ++i) {
+    const Quad<T> share = load_quad(d) * load_quad(packing.head_of(packed, u) + 4 * (1 + i));
+    to[i] += (share[0] + share[1]) + (share[2] + share[3]);
+  }
+}
+
+template <typename T>
+inline void add_peepholes(const T* d, T old_c, T cell, T* to) {
+  to[0] += d[0] * old_c;
+  to[1] += d[1] * old_c;
+  to[2] += d[3] * cell;
+}
+
+inline void add_gate(double in_phase, double in_ratio, double turns, int64_t stride, double* to) {
+  to[0] -= in_phase * turns;
+  to[stride] -= in_phase;
+  to[2 * stride] += in_ratio;
 }
 
 // Calls f with a number from 1 to `most` as a constant.
@@ -319,19 +343,10 @@ void backward_rows(const Layer<T>& layer, const Backward<T>& run, const T* packe
         if (Lstm) grad.c_of(slot)[u] = at[kGradC][e];
         const T* of_event = &d[4 * e];
         pending.add(u, number[slot]);
-        for (int64_t i = 0; i < (run.grad_input ? packing.few : 0); ++i) {
-          const Quad<T> share = load_quad(of_event) * load_quad(packing.head_of(packed, u) + 4 * (1 + i));
-          grad_few[slot * kFewInputs + i] += (share[0] + share[1]) + (share[2] + share[3]);
-        }
-        if (Lstm && layer.peephole) {
-          peepholes[u * 3] += of_event[0] * at[kOldC][e];
-          peepholes[u * 3 + 1] += of_event[1] * at[kOldC][e];
-          peepholes[u * 3 + 2] += of_event[3] * at[kCell][e];
-        }
+        if (run.grad_input) add_few(packing, packed, u, of_event, &grad_few[slot * kFewInputs]);
+        if (Lstm && layer.peephole) add_peepholes(of_event, at[kOldC][e], at[kCell][e], peepholes + 3 * u);
         const double in_phase = at[kInPhase][e] * inverse[u];
-        gate_sums[u] -= in_phase * (time[slot] - run.shift[u]) * inverse[u];
-        gate_sums[H + u] -= in_phase;
-        gate_sums[2 * H + u] += at[kInRatio][e];
+        add_gate(in_phase, at[kInRatio][e], (time[slot] - run.shift[u]) * inverse[u], H, gate_sums + u);
         grad_time[slot] += in_phase;
       }
       for (int64_t e = 0; e < count;) {

@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #if defined(__SSE2__)
 #include <immintrin.h>
 #endif
@@ -51,6 +52,65 @@ inline Vec<T> splat(T x) {
   // Taking away zero leaves every x as it is, so that nothing is computed; adding it would not, of -0.
   return x - Vec<T>{};
 }
+
+// Sets p[at] by a store of a whole vector; `p` holds whole vectors. Where it is read as a vector next, that load would
+// have to wait for a narrower store.
+template <typename T>
+inline void store_lane(T* p, int64_t at, T value) {
+  constexpr int n = Simd<T>::kLanes;
+  using Number = std::conditional_t<sizeof(T) == 4, int32_t, int64_t>;
+  typedef Number Numbers __attribute__((vector_size(kFloatLanes * 4)));
+  Numbers lanes;
+  for (int i = 0; i < n; ++i) lanes[i] = i;
+  T* to = p + at / n * n;
+  store(to, lanes == static_cast<Number>(at % n) ? splat(value) : load(to));
+}
+
+// p[at[0]], p[at[1]] and so on, as many as `count` of them up to a whole vector.
+inline Vec<float> gather_lanes(const float* p, const int32_t* at, int64_t count) {
+#if PHASED_LSTM_LANES == 16 && defined(__AVX512F__)
+  const __mmask16 wanted = static_cast<__mmask16>((1u << count) - 1);
+  return (Vec<float>)_mm512_mask_i32gather_ps(_mm512_setzero_ps(), wanted, _mm512_maskz_loadu_epi32(wanted, at), p, 4);
+#else
+  float values[kFloatLanes] = {};
+  for (int64_t i = 0; i < count; ++i) values[i] = p[at[i]];
+  return load(values);
+#endif
+}
+
+inline Vec<double> gather_lanes(const double* p, const int32_t* at, int64_t count) {
+  double values[kFloatLanes / 2] = {};
+  for (int64_t i = 0; i < count; ++i) values[i] = p[at[i]];
+  return load(values);
+}
+
+// A vector of which there may be the first `count` lanes alone in memory; the others are zero.
+inline Vec<float> load_first(const float* p, int64_t count) {
+#if PHASED_LSTM_LANES == 16 && defined(__AVX512F__)
+  return (Vec<float>)_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), p);
+#else
+  if (count == kFloatLanes) return load(p);
+  float values[kFloatLanes] = {};
+  std::memcpy(values, p, count * sizeof(float));
+  return load(values);
+#endif
+}
+
+inline Vec<double> load_first(const double* p, int64_t count) {
+  double values[kFloatLanes / 2] = {};
+  std::memcpy(values, p, count * sizeof(double));
+  return load(values);
+}
+
+inline void store_first(float* p, Vec<float> v, int64_t count) {
+#if PHASED_LSTM_LANES == 16 && defined(__AVX512F__)
+  _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << count) - 1), (__m512)v);
+#else
+  count == kFloatLanes ? store(p, v) : static_cast<void>(std::memcpy(p, &v, count * sizeof(float)));
+#endif
+}
+
+inline void store_first(double* p, Vec<double> v, int64_t count) { std::memcpy(p, &v, count * sizeof(double)); }
 
 // Sets sums to zero one by one. Cleared by `= {}`, a large array goes through memory and not through registers.
 template <typename V, int N, int M>
@@ -140,7 +200,39 @@ inline Quad<float> sums(const Vec<float> (&v)[4]) {
   const auto cd = PHASED_LSTM_PAIRS(v[2], v[3], 0, n, 1, n + 1) + PHASED_LSTM_PAIRS(v[2], v[3], 2, n + 2, 3, n + 3);
   return fold(PHASED_LSTM_PAIRS(ab, cd, 0, 1, n, n + 1) + PHASED_LSTM_PAIRS(ab, cd, 2, 3, n + 2, n + 3));
 }
+
+// Reads a vector's worth of quads as four columns, each quad by a load of its own: where quads were just stored, a
+// wider load would have to wait for them.
+inline void load_columns(const float* quads, Vec<float> (&columns)[4]) {
+  constexpr int n = kFloatLanes;
+  Vec<float> rows[4];
+  for (int j = 0; j < 4; ++j) {
+    const auto at = [&](int i) { return load_quad(quads + 4 * (4 * i + j)); };
+#if PHASED_LSTM_LANES == 16
+    const auto low = __builtin_shufflevector(at(0), at(1), 0, 1, 2, 3, 4, 5, 6, 7);
+    const auto high = __builtin_shufflevector(at(2), at(3), 0, 1, 2, 3, 4, 5, 6, 7);
+    rows[j] = __builtin_shufflevector(low, high, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+#elif PHASED_LSTM_LANES == 8
+    rows[j] = __builtin_shufflevector(at(0), at(1), 0, 1, 2, 3, 4, 5, 6, 7);
+#else
+    rows[j] = at(0);
+#endif
+  }
+  const auto low = [](auto a, auto b) { return PHASED_LSTM_PAIRS(a, b, 0, n, 1, n + 1); };
+  const auto high = [](auto a, auto b) { return PHASED_LSTM_PAIRS(a, b, 2, n + 2, 3, n + 3); };
+  const auto first = low(rows[0], rows[1]), second = low(rows[2], rows[3]);
+  const auto third = high(rows[0], rows[1]), fourth = high(rows[2], rows[3]);
+  columns[0] = PHASED_LSTM_PAIRS(first, second, 0, 1, n, n + 1);
+  columns[1] = PHASED_LSTM_PAIRS(first, second, 2, 3, n + 2, n + 3);
+  columns[2] = PHASED_LSTM_PAIRS(third, fourth, 0, 1, n, n + 1);
+  columns[3] = PHASED_LSTM_PAIRS(third, fourth, 2, 3, n + 2, n + 3);
+}
 #undef PHASED_LSTM_PAIRS
+
+inline void load_columns(const double* quads, Vec<double> (&columns)[4]) {
+  for (int i = 0; i < Simd<double>::kLanes; ++i)
+    for (int column = 0; column < 4; ++column) columns[column][i] = quads[4 * i + column];
+}
 
 inline Quad<double> sums(const Vec<double> (&v)[4]) { return Quad<double>{sum(v[0]), sum(v[1]), sum(v[2]), sum(v[3])}; }
 
