@@ -7,7 +7,14 @@ from typing import Any
 import pytest
 import torch
 
-from phased_lstm.data.encoders import AddressEncoder, Standardizer, TokenEncoder, ValuesAndMask, event_tokens
+from phased_lstm.data.encoders import (
+    AddressEncoder,
+    Standardizer,
+    TokenEncoder,
+    ValuesAndMask,
+    event_tokens,
+    last_measured,
+)
 from phased_lstm.data.events import EventBatch
 
 NAN = torch.nan
@@ -129,3 +136,23 @@ def test_addresses_outside_the_sensor(address: list[int], factorized: bool) -> N
         AddressEncoder(5, 3, 2, factorized=factorized)(torch.tensor(address))
     with pytest.raises(ValueError, match=r"addresses should be \(..., 3\)"):
         AddressEncoder(5, 3, 2)(torch.zeros(4, 2))
+
+
+def test_last_measurements_are_carried_forward_within_a_sequence() -> None:
+    values = torch.tensor([[1.0, NAN], [NAN, 5.0], [NAN, NAN], [NAN, NAN], [2.0, NAN], [NAN, 7.0]])
+    batch = EventBatch.from_lengths(values, torch.tensor([10, 20, 50, 30, 31, 40]), [3, 0, 3])
+    last, since = last_measured(batch)
+    expected = [[1.0, NAN], [1.0, 5.0], [1.0, 5.0], [NAN, NAN], [2.0, NAN], [2.0, 7.0]]
+    assert torch.equal(last.values.nan_to_num(-1), torch.tensor(expected).nan_to_num(-1))
+    ages = [[0.0, NAN], [10.0, 0.0], [40.0, 30.0], [NAN, NAN], [0.0, NAN], [9.0, 0.0]]
+    assert torch.equal(since.values.nan_to_num(-1), torch.tensor(ages).nan_to_num(-1))
+    assert since.times.equal(batch.times)
+    assert last.offsets.equal(batch.offsets)
+
+
+def test_last_measurements_need_floating_values_and_may_be_of_nothing() -> None:
+    times = torch.arange(2)
+    with pytest.raises(ValueError, match="values should be floating"):
+        last_measured(EventBatch.from_lengths(torch.ones(2, 1, dtype=torch.int64), times, [2]))
+    empty, _ = last_measured(EventBatch.from_lengths(torch.zeros(0, 3), times[:0], [0, 0]))
+    assert empty.values.shape == (0, 3)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .encoders import TokenEncoder as TokenEncoder
     from .encoders import ValuesAndMask as ValuesAndMask
     from .encoders import event_tokens as event_tokens
+    from .encoders import last_measured as last_measured
     from .events import EventBatch as EventBatch
     from .inputs import as_events as as_events
     from .inputs import with_queries as with_queries
@@ -47,6 +48,7 @@ _HOME = {
     "collate": ".loading",
     "event_tokens": ".encoders",
     "iter_sequences": ".tables",
+    "last_measured": ".encoders",
     "read_dat": ".address_events",
     "read_labels": ".labels",
     "read_table": ".tables",

@@ -104,6 +104,35 @@ class ValuesAndMask(nn.Module):
         return torch.cat([values.masked_fill(missing, 0.0), (~missing).to(values.dtype)], dim=-1)
 
 
+def last_measured(batch: EventBatch) -> tuple[EventBatch, EventBatch]:
+    """Carry the last measured value of each channel forward, within its sequence, and tell how old it is.
+
+    Args:
+        batch: values (S, F) floating, NaN where not measured.
+
+    Returns:
+        Two batches of the same times: values (S, F) of the last measurement up to and with each step; and (S, F) the
+        time since it, in the unit of the times, 0 where a step measures the channel itself. Both are NaN before
+        the first measurement of a channel.
+
+    Raises:
+        ValueError: values that are not floating.
+    """
+    values, times = batch.values, batch.times
+    if not values.is_floating_point():
+        raise ValueError(f"values should be floating, NaN where not measured, got {values.dtype}")
+    steps = torch.arange(len(values), device=values.device)
+    first = batch.offsets[:-1].repeat_interleave(batch.lengths).unsqueeze(1)
+    # -1 before any measurement is less than every first step, as is a measurement of a sequence before.
+    rows = torch.where(values.isnan(), -1, steps.unsqueeze(1)).cummax(dim=0).values
+    known, rows = rows >= first, rows.clamp(min=0)
+    age = (times.unsqueeze(1) - times[rows]).to(values.dtype)
+    return (
+        EventBatch(torch.where(known, values.gather(0, rows), torch.nan), times, batch.offsets),
+        EventBatch(torch.where(known, age, torch.nan), times, batch.offsets),
+    )
+
+
 def event_tokens(batch: EventBatch) -> EventBatch:
     """Make one event of each measured value: (channel number, value) in place of a row with gaps.
 
