@@ -66,7 +66,7 @@ def run(stays: Stays, split: int, members: int, settings: dict[str, Any], valida
         singles.append(classification(probabilities[-1], died[test]))
         print(f"  split {split}, member {member}: AUROC {singles[-1]['auroc']:.4f}, {seconds[-1]:.1f} s", flush=True)
     _, times, lengths = data[test].events.padded()
-    openness = float(model.network_.rnn.gate_l0.openness(times, lengths).fraction.mean())
+    openness = float(model.network_.rnn.gates[0].openness(times, lengths).fraction.mean())
     return {
         "split": split, "ensemble": classification(np.mean(probabilities, axis=0), died[test]), "members": singles,
         "openness": openness, "updates_per_unit": openness * float(lengths.double().mean()), "seconds": seconds,

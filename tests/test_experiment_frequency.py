@@ -74,8 +74,10 @@ def test_the_protocol_is_kept() -> None:
         for variant in experiment.variants(False):
             settings = variant.settings
             assert variant.steps == epochs * 157
-            assert variant.fixed_length == (variant.name == "PhasedLSTM-decay") == (settings["decay_steps"] > 0)
-            assert (settings["hidden_size"], settings["batch_size"], settings["lr"]) == (110, 32, 1e-3)
+            decays = variant.name in ("PhasedLSTM-decay", "LSTM-tuned")
+            assert variant.fixed_length == decays == (settings["decay_steps"] > 0)
+            rate = 3e-3 if variant.name == "LSTM-tuned" else 1e-3
+            assert (settings["hidden_size"], settings["batch_size"], settings["lr"]) == (110, 32, rate)
             assert settings["test_size"] == 512
 
 
@@ -92,6 +94,16 @@ def test_the_head_is_rectified_before_the_softmax() -> None:
     rectified = torch.tensor([[2.0, -0.03], [-0.01, 0.5]])
     wanted = -(rectified.exp() / rectified.exp().sum(1, keepdim=True)).log()[[0, 1], [1, 1]].mean()
     assert float(rectified_cross_entropy(outputs, targets)) == pytest.approx(float(wanted), rel=1e-6)
+
+
+def test_the_tuned_lstm_remembers_from_the_start_and_keeps_its_logits() -> None:
+    plain, tuned = task("frequency-async", "LSTM-raw"), task("frequency-async", "LSTM-tuned")
+    units = tuned.model.rnn.hidden_size
+    shift = tuned.model.rnn.bias_ih_l0 - plain.model.rnn.bias_ih_l0
+    assert shift[units : 2 * units].allclose(torch.ones(units), atol=1e-6)
+    assert not shift[:units].any()
+    assert not shift[2 * units :].any()
+    assert tuned.loss is torch.nn.functional.cross_entropy
 
 
 def test_the_official_initialisation() -> None:
