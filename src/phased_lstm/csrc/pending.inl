@@ -19,8 +19,9 @@ class PendingProducts {
   PendingProducts(const Layer<T>& layer, int64_t rows)
       : packing_(layer),
         units_(layer.units),
-        most_states_(std::max(rows, kFloats / packing_.row())),
-        most_events_(std::max(rows * units_, kEvents)),
+        floats_(std::max(kFloats, units_ * packing_.unit() / 4)),
+        most_states_(std::max(rows, floats_ / packing_.row())),
+        most_events_(std::max(rows * units_, kEvents * floats_ / kFloats)),
         states_(most_states_ * packing_.row()),
         few_(most_states_ * packing_.few),
         d_(4 * (most_events_ + Simd<T>::kLanes)),
@@ -72,7 +73,8 @@ class PendingProducts {
   }
 
  private:
-  // States kept, in values, and events: what the second-level cache holds.
+  // States kept, in values, and events: what the second-level cache holds. Where the gradients are more than that, to
+  // read and write them costs more than states from further away; so more is put off, up to a quarter of their size.
   static constexpr int64_t kFloats = 128 * 1024, kEvents = 4096;
 
   void add_head(T* head, int64_t from, int64_t to) {
@@ -119,7 +121,7 @@ class PendingProducts {
   }
 
   Packing<T, G> packing_;
-  int64_t units_, most_states_, most_events_, stored_ = 0, count_ = 0;
+  int64_t units_, floats_, most_states_, most_events_, stored_ = 0, count_ = 0;
   Buffer<T> states_, few_, d_, sorted_d_;
   Buffer<int32_t> unit_, number_, sorted_number_;
   std::vector<int64_t> starts_;
