@@ -60,7 +60,13 @@ T* output(Tensor& tensor) {
 
 template <typename T>
 Tensor blank(const Tensor& like, std::vector<int64_t> shape, bool zero = false) {
-  return zero ? torch::stable::new_zeros(like, shape, kTypeOf<T>) : torch::stable::new_empty(like, shape, kTypeOf<T>);
+  if (zero) return torch::stable::new_zeros(like, shape, kTypeOf<T>);
+  // What torch::stable::new_empty does, without a search for the operator by its name.
+  int32_t type = torch::stable::detail::to<int32_t>(torch::stable::detail::from(kTypeOf<T>));
+  AtenTensorHandle made;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_aten_new_empty(like.get(), shape.data(), static_cast<int64_t>(shape.size()), &type,
+                                                   nullptr, nullptr, 0, nullptr, &made));
+  return Tensor(made);
 }
 
 // Runs f over [0, count) on torch's threads; an exception in any of them is raised again here.

@@ -191,7 +191,7 @@ def layer_of_parameters(
     )
     options = (leak, OSCILLATIONS.index(oscillation), reverse, return_sequence)
     if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors):
-        output, h_n, c_n = _LayerOfParameters.apply(*tensors, *values, *options)
+        output, h_n, c_n = _LayerOfParameters.apply((values, options), *tensors)
     else:
         output, h_n, c_n, *_ = _without_autograd(*_operands(tensors), *values[:3], *options, False)
     results = (output if return_sequence else None, h_n)
@@ -243,7 +243,7 @@ def _layer_operator(*operands: Any) -> Any:
 
 def _without_autograd(*operands: Any) -> Any:
     with torch._C._AutoDispatchBelowAutograd():
-        return torch.ops.phased_lstm.layer.default(*operands)
+        return _layer_alone(*operands)
 
 
 class _Layer(torch.autograd.Function):
@@ -266,34 +266,32 @@ class _LayerOfParameters(torch.autograd.Function):
     """The layer, and the gate's values before it, as one node."""
 
     @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> Any:
-        tensors, values, ctx.options = arguments[:_SOURCES], arguments[_SOURCES:-4], arguments[-4:]
+    def forward(ctx: Any, constants: tuple[tuple[Any, ...], tuple[Any, ...]], *tensors: Any) -> Any:
+        ctx.constants = values, options = constants
         operands = _operands(tensors)
-        output, h_n, c_n, *tape = _without_autograd(*operands, *values[:3], *ctx.options, True)
+        output, h_n, c_n, *tape = _without_autograd(*operands, *values[:3], *options, True)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*tensors, operands[-1], *values, h_n, *tape)
+        ctx.save_for_backward(*tensors, operands[-1], h_n, *tape)
         return output, h_n, c_n
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
+        values, options = ctx.constants
         saved = ctx.saved_tensors
-        tensors, (peephole, *values), taped = saved[:_SOURCES], saved[_SOURCES:-5], saved[-5:]
-        needs = ctx.needs_input_grad
-        none = (None,) * (len(values) + len(ctx.options))
+        tensors, peephole, taped = saved[:_SOURCES], saved[_SOURCES], saved[_SOURCES + 1 :]
+        needs = ctx.needs_input_grad[1:]
         if torch.is_grad_enabled():
-            return (*_reference_gradients(tensors, needs, _made_of_parameters, ctx.options, grads), *none)
+            return (None, *_reference_gradients(tensors, needs, _made_of_parameters, options, grads))
         operands = (*tensors[:9], peephole, *values[:3])
-        *found, in_bias_hh, in_peephole, in_gate = _gradients(operands, taped, needs[:2], ctx.options, grads)
+        *found, in_bias_hh, in_peephole, in_gate = _gradients(operands, taped, needs[:2], options, grads)
         # An LSTM adds its biases up, so that the gradient of one is that of the other.
         found.append(in_bias_hh if tensors[4] is None else found[-1])
         found += (None,) * 3 if peephole is None else in_peephole.unbind()
         if any(needs[12:15]):
             *raw, initial_period, _, initial_ratio_on = tensors[12:]
-            found += torch.ops.phased_lstm.gate_backward.default(
-                in_gate, *raw, initial_period, initial_ratio_on, *values[3:], *CONSTANTS
-            )
+            found += _gate_backward(in_gate, *raw, initial_period, initial_ratio_on, *values[3:], *CONSTANTS)
         gradients = (gradient if need else None for gradient, need in zip(found, needs, strict=False))
-        return (*gradients, *(None,) * (_SOURCES - len(found)), *none)
+        return (None, *gradients, *(None,) * (_SOURCES - len(found)))
 
 
 def _made_of_parameters(*tensors: Any) -> tuple[Any, ...]:
@@ -305,7 +303,7 @@ def _made_of_parameters(*tensors: Any) -> tuple[Any, ...]:
     return (*operands, peephole, *(value.double() for value in gate_values(*tensors[12:])))
 
 
-# Tensors among the arguments of the operator, and of `_LayerOfParameters` without the gate's values.
+# Tensors among the arguments of the operator, and of `_LayerOfParameters`.
 _TENSORS = 13
 _SOURCES = 18
 
@@ -361,7 +359,7 @@ def _gradients(
     in_h_n, in_c_n = (torch.zeros_like(h_n) if grad is None else grad.contiguous() for grad in of_states)
     (
         in_input, in_h0, in_c0, in_weight_ih, in_weight_hh, in_bias_ih, in_bias_hh, in_peephole, in_gate, in_times
-    ) = torch.ops.phased_lstm.layer_backward.default(
+    ) = _layer_backward(
         input, times, lengths, *weights, leak, oscillation, reverse, h_n, tape, *events,
         grad_output.contiguous() if grad_output is not None and return_sequence else None,
         in_h_n, None if c0 is None else in_c_n, need_times, need_input,
@@ -470,3 +468,6 @@ if not _REASON:
     # To find an operator by its names takes as long as some operators do.
     _step = torch.ops.phased_lstm.step.default
     _gate_unchanged = torch.ops.phased_lstm.gate_unchanged.default
+    _gate_backward = torch.ops.phased_lstm.gate_backward.default
+    _layer_alone = torch.ops.phased_lstm.layer.default
+    _layer_backward = torch.ops.phased_lstm.layer_backward.default
