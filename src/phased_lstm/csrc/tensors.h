@@ -42,6 +42,15 @@ constexpr ScalarType kTypeOf<int32_t> = ScalarType::Int;
 template <>
 constexpr ScalarType kTypeOf<int64_t> = ScalarType::Long;
 
+// A type's number in torch's C interface.
+template <typename T>
+int32_t number_of() {
+  if constexpr (kTypeOf<T> == ScalarType::Float) return aoti_torch_dtype_float32();
+  if constexpr (kTypeOf<T> == ScalarType::Double) return aoti_torch_dtype_float64();
+  if constexpr (kTypeOf<T> == ScalarType::Int) return aoti_torch_dtype_int32();
+  return aoti_torch_dtype_int64();
+}
+
 template <typename T>
 const T* pointer(const Tensor& tensor, const char* name, std::initializer_list<int64_t> shape) {
   check(tensor, name, kTypeOf<T>, shape);
@@ -62,7 +71,7 @@ template <typename T>
 Tensor blank(const Tensor& like, std::vector<int64_t> shape, bool zero = false) {
   if (zero) return torch::stable::new_zeros(like, shape, kTypeOf<T>);
   // What torch::stable::new_empty does, without a search for the operator by its name.
-  int32_t type = torch::stable::detail::to<int32_t>(torch::stable::detail::from(kTypeOf<T>));
+  int32_t type = number_of<T>();
   AtenTensorHandle made;
   TORCH_ERROR_CODE_CHECK(aoti_torch_aten_new_empty(like.get(), shape.data(), static_cast<int64_t>(shape.size()), &type,
                                                    nullptr, nullptr, 0, nullptr, &made));
