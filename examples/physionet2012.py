@@ -82,6 +82,8 @@ def main() -> None:
     parser.add_argument("--no-checksums", action="store_true", help="read other files of the same names and format")
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="settings of the estimator")
     options = parsed(parser)
+    if wrong := [entry for entry in options.set if entry.count("=") != 1]:
+        parser.error(f"--set takes NAME=VALUE, got {wrong[0]}")
     settings = SETTINGS | {name: _number(value) for name, value in (entry.split("=") for entry in options.set)}
     splits, members = options.splits, options.seeds
     if options.quick:

@@ -38,8 +38,13 @@ def options_of(description: str | None, *, seeds: int) -> argparse.ArgumentParse
 def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """Parse the command line, and set the number of threads."""
     options = parser.parse_args()
-    if options.seeds < 1 or options.threads < 1:
-        parser.error("--seeds and --threads should be at least 1")
+    if options.seeds < 1 or options.threads < 1 or getattr(options, "epochs", 1) < 1:
+        parser.error("--seeds, --threads and --epochs should be at least 1")
+    for folder in filter(None, (options.out, options.results)):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            parser.error(f"results cannot be written to {folder}: {error}")
     torch.set_num_threads(options.threads)
     return options
 

@@ -122,6 +122,8 @@ def test_late_events_can_be_sorted_within_their_recording() -> None:
         ({"y": np.array([-1])}, "x = 2, y = -1, expected 0 to 32767"),
         ({"x": np.array([1 << 15])}, "x = 32768, y = 3, expected 0 to 32767"),
         ({"p": np.array([3])}, "polarity 3"),
+        ({"t": np.array([1 << 63], np.uint64)}, "'t' has 9223372036854775808, beyond"),
+        ({"p": np.ma.masked_array([1], [True])}, "'p' has masked entries"),
     ],
 )
 def test_bad_arrays_are_named(changes: dict[str, Any], message: str) -> None:
@@ -131,6 +133,31 @@ def test_bad_arrays_are_named(changes: dict[str, Any], message: str) -> None:
         address_events([good, bad])
 
 
+def test_the_recording_with_a_pixel_outside_is_named_wherever_it_is() -> None:
+    good, bad = structured([(1, 2, 0, 5)]), structured([(1, 2, 0, 5), (3, 4, 1, 6), (99, 4, 1, 7)])
+    for before in ([], [good], [good[:0]], [good, good]):
+        with pytest.raises(DataError, match=rf"recordings\[{len(before)}\] has an event at x = 99"):
+            address_events([*before, bad], sensor_size=(50, 50))
+
+
+def test_zero_is_no_polarity_where_some_are_minus_one() -> None:
+    recording = {"x": np.zeros(3, int), "t": np.arange(3), "p": np.array([-1, 0, 1])}
+    with pytest.raises(DataError, match="polarity 0, expected 0 or 1, or -1 or 1"):
+        address_events(recording, fields=("x", None, "t", "p"))
+
+
+@pytest.mark.parametrize("size", [34, (0, 0), ("34", "34"), (1 << 16, 4), (3, 4, 5)])
+def test_sensors_that_are_none(size: Any) -> None:
+    with pytest.raises(ValueError, match="sensor_size should be two integers from 1 to 32768"):
+        address_events(structured(EVENTS), sensor_size=size)
+
+
+@pytest.mark.parametrize("width", ["²", "9" * 30])
+def test_a_width_that_is_none_is_not_told(tmp_path: Path, width: str) -> None:
+    header = f"% Version 2\n% Width {width}\n% Height 480\n".encode("latin-1")
+    assert len(read_dat(write(tmp_path / "a.dat", dat(EVENTS, header)))) == 1
+
+
 def test_what_is_no_recording_is_an_error() -> None:
     with pytest.raises(DataError, match=r"recordings\[0\] should be a structured array or a mapping.*got list"):
         address_events([[1, 2]])  # type: ignore[list-item]
@@ -138,9 +165,9 @@ def test_what_is_no_recording_is_an_error() -> None:
         address_events([np.zeros(3)])
     with pytest.raises(DataError, match="at least one recording"):
         address_events([])
-    with pytest.raises(DataError, match="times should be finite"):
+    with pytest.raises(DataError, match=r"recordings\[0\]: times 't' should be finite"):
         address_events({"x": np.array([1]), "t": np.array([np.nan])}, fields=("x", None, "t", None))
-    with pytest.raises(DataError, match="integers in all recordings, or floating in all"):
+    with pytest.raises(DataError, match=r"recordings\[1\] has times of torch.float64, .*integers in all, or floats"):
         address_events([{"x": np.array([1]), "t": np.array([kind(1)])} for kind in (int, float)],
                        fields=("x", None, "t", None))  # fmt: skip
     with pytest.raises(ValueError, match="fields should name"):

@@ -154,5 +154,16 @@ def test_last_measurements_need_floating_values_and_may_be_of_nothing() -> None:
     times = torch.arange(2)
     with pytest.raises(ValueError, match="values should be floating"):
         last_measured(EventBatch.from_lengths(torch.ones(2, 1, dtype=torch.int64), times, [2]))
+    with pytest.raises(TypeError, match="EventBatch, got: Tensor"):
+        last_measured(torch.ones(2, 1))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="should not go back"):
+        last_measured(EventBatch.from_lengths(torch.ones(2, 1).log().add(torch.tensor([[0.0], [NAN]])), -times, [2]))
     empty, _ = last_measured(EventBatch.from_lengths(torch.zeros(0, 3), times[:0], [0, 0]))
     assert empty.values.shape == (0, 3)
+
+
+def test_ages_of_narrow_types_do_not_overflow() -> None:
+    values = torch.tensor([[1.0], [NAN]], dtype=torch.float16)
+    times = torch.tensor([-(2**31), 2**31 - 1], dtype=torch.int32)
+    _, age = last_measured(EventBatch.from_lengths(values, times, [2]))
+    assert age.values.flatten().tolist() == [0.0, float(2**32)]

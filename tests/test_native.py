@@ -21,6 +21,7 @@ from phased_lstm.ops import native, reference, registry
 pytestmark = pytest.mark.skipif(bool(native.missing()), reason=f"native kernels: {native.missing()}")
 
 BATCHES = {"rows": (5, 37, 3, 13), "panel": (70, 11, 2, 9), "one": (1, 50, 4, 20), "wide": (9, 6, 33, 35)}
+BATCHES["few"] = (3, 13, 33, 35)
 TOLERANCES = {torch.float32: (2e-6, 2e-5), torch.float64: (1e-14, 1e-13)}
 
 
@@ -180,6 +181,41 @@ def test_nan_in_padding_is_ignored(shared: bool) -> None:
     dirty = run(native, values, True, **options)
     for a, b in zip(clean[0] + clean[1], dirty[0] + dirty[1], strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_nan_before_padding_leaves_zeros_in_it(shared: bool) -> None:
+    """The row beside is longer, so that a panel goes on after this one has ended."""
+    values = [v.float() for v in leaves(True, (6, 20, 3, 8), shared, False)]
+    values[0][2, 3] = float("nan")
+    for leak in (0.0, 0.1):
+        options = PLAIN | {"lengths": torch.tensor([20, 0, 7, 19, 1, 12]), "leak": leak}
+        _, gradients = run(native, values, True, **options)
+        assert gradients[0][2, :7].isnan().any()
+        assert not gradients[0][2, 7:].any()
+
+
+@pytest.mark.parametrize("batch", [1, 5])
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("leak", [0.0, 0.1])
+@pytest.mark.parametrize("oscillation", OSCILLATIONS)
+def test_rounding_carries_no_phase_over_the_ratio(batch: int, shared: bool, leak: float, oscillation: str) -> None:
+    """A gate jumps there: what is open, or closed, by a hair stays so in float32."""
+    phases = [1 - 1e-9, 0.5 - 1e-9, 0.3 + 1e-9, 0.3 - 1e-9]
+    values = leaves(True, (batch, 1, 3, len(phases)), shared, False)
+    values[1].fill_(0.0)
+    values[7], values[8] = torch.ones(4, dtype=torch.float64), -torch.tensor(phases, dtype=torch.float64)
+    values[9] = torch.tensor([1.0, 0.5, 0.3, 0.3], dtype=torch.float64)
+    options = PLAIN | {"leak": leak, "oscillation": oscillation}
+    # Times and the gate are float64 in either.
+    narrow = [v if i in (1, 7, 8, 9) else v.float() for i, v in enumerate(values)]
+    found, gradients = run(native, narrow, True, **options)
+    rounded = [v if i in (1, 7, 8, 9) else v.float().double() for i, v in enumerate(values)]
+    wanted, wanted_gradients = run(reference, rounded, True, **options)
+    assert_near(found, wanted, 2e-6)
+    # The other shapes are all but 0 there, and so are gradients through them: rounding is all that is left.
+    if oscillation == "square":
+        assert_near(gradients, wanted_gradients, 2e-5)
 
 
 def test_units_that_never_open_get_zero_gradients_and_keep_their_state() -> None:

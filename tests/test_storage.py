@@ -41,7 +41,7 @@ def test_what_is_read_is_what_was_given() -> None:
         same(stored[rows], whole[rows])
 
 
-@pytest.mark.parametrize("rows", [[6], [-1]])
+@pytest.mark.parametrize("rows", [[6], [-7]])
 def test_no_such_sequence(rows: list[int]) -> None:
     with pytest.raises(IndexError, match="of 6"):
         StoredEvents([ragged([1, 1, 1, 1, 1, 1])])[rows]
@@ -96,3 +96,23 @@ def test_a_full_disk_is_said(
     assert "No space left" in said
     assert str(tmp_path) in said
     assert not out.exists()
+
+
+def test_it_is_indexed_as_a_batch_is() -> None:
+    parts = [ragged([3, 0, 5]), ragged([1])]
+    whole, stored = EventBatch.cat(parts), StoredEvents(parts)
+    mask = torch.tensor([True, False, False, True])
+    same(stored[mask], whole[mask])
+    same(stored[1:], whole[1:])
+    same(stored[[-1, 0]], whole[[-1, 0]])
+    for wrong in ([0.7], torch.tensor([[0]]), torch.tensor(0)):
+        with pytest.raises(IndexError, match="should be"):
+            stored[wrong]
+
+
+def test_other_parts_and_dtypes() -> None:
+    half = ragged([2, 3]).to(torch.bfloat16)
+    same(StoredEvents(half)[[1, 0]], half[[1, 0]])
+    same(StoredEvents([ragged([2, 1], features=0)])[[1]], ragged([2, 1], features=0)[[1]])
+    with pytest.raises(TypeError, match="EventBatches, got: int"):
+        StoredEvents([3])  # type: ignore[list-item]

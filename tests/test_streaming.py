@@ -347,6 +347,11 @@ def test_reset(backend: str) -> None:
     assert torch.equal(again, fresh.push(times[mine], values[mine], 3))
     stream.reset()
     assert_same(stream, rnn.stream(4))
+    stream.push(times, values, ids)
+    stream.reset([1, 3])
+    expected = rnn.stream(4)
+    expected.load_state_dict(state)
+    assert_same(stream, expected)
     with pytest.raises(ValueError, match="from 0 to 3, got 4"):
         stream.reset(4)
     with pytest.raises(TypeError, match="got: float"):

@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -232,6 +233,9 @@ def test_a_tensorboard_log_on_request(tables: list[str], tmp_path: Path) -> None
         ("target: ''", "--target is needed"),
         ("target: nothing", "no column 'nothing'"),
         ("target: state\ntask: regression", "is text"),
+        ("target: level\nstatic: age,level", "--static names level, which is the target"),
+        ("target: level\nstatic: id", "--static names id, which is the id"),
+        ("target: id", "--target is id, the column of ids"),
         ("target: level\ntask: classification", "not a class"),
     ],
 )
@@ -365,6 +369,18 @@ def test_prediction_keeps_to_what_was_trained(
         assert out.read_text() == "before"
     assert not list(tmp_path.glob(".*part"))
     assert cli.main(["predict", str(finished), *tables, "--out", str(tmp_path / "p.txt")]) == 1
+    assert cli.main(["predict", str(finished), *tables, "--out", tables[1]]) == 1
+    assert "is the table to read" in capsys.readouterr().err
+    assert Path(tables[1]).read_text() == data
+    numbers = pa.table({"id": ["s0"], "time": [1714557600], "channel": ["hr"], "value": [80.0]})
+    pq.write_table(numbers, tmp_path / "numbers.parquet")
+    assert (
+        cli.main(
+            ["predict", str(finished), "--data", str(tmp_path / "numbers.parquet"), *tables[2:], "--out", str(out)]
+        )
+        == 1
+    )
+    assert "holds int64, expected timestamps" in capsys.readouterr().err
 
 
 def test_a_resumed_run_keeps_its_options_and_data(

@@ -7,7 +7,8 @@ through the layers on its own, since the rounding of torch's matrix products dep
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import numbers
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
@@ -144,18 +145,20 @@ class Stream:
         output, touched = self._push(times, values, stream_ids, True)
         return Latest(touched, output)
 
-    def reset(self, stream_ids: Tensor | int | None = None) -> None:
+    def reset(self, stream_ids: Tensor | Sequence[int] | int | None = None) -> None:
         """Set streams back to their beginning: states zero, no time seen.
 
         Args:
-            stream_ids: (K,) integers or one int; default all.
+            stream_ids: (K,) integers, a list of them, or one int; default all.
 
         Raises:
-            TypeError: neither.
+            TypeError: none of these.
             ValueError: out of range, and nothing is reset.
         """
         if stream_ids is None:
             chosen = torch.arange(self.streams, device="cpu")
+        elif isinstance(stream_ids, (list, tuple)):
+            chosen = torch.tensor([_stream_id(stream) for stream in stream_ids], dtype=torch.int64, device="cpu")
         elif isinstance(stream_ids, Tensor):
             chosen = _integers("stream_ids", stream_ids).flatten()
         else:
@@ -279,6 +282,8 @@ class Stream:
         return Events(stamps, 0.0, values.reshape(-1, self.model.input_size), ids, only)
 
     def _number_time(self, time: Any) -> Tensor:
+        if not isinstance(time, (int, float)) and isinstance(time, numbers.Integral):
+            time = int(time)
         if isinstance(time, bool) or not isinstance(time, (int, float)):
             raise TypeError(f"times should be a tensor or a number, got: {type(time).__name__}")
         if isinstance(time, float):
@@ -328,9 +333,9 @@ class Stream:
 
 
 def _stream_id(given: Any) -> int:
-    if isinstance(given, bool) or not isinstance(given, int):
+    if isinstance(given, bool) or not isinstance(given, (int, numbers.Integral)):
         raise TypeError(f"stream_ids should be a tensor of integers or an int, got: {type(given).__name__}")
-    return given
+    return int(given)
 
 
 def _integers(name: str, given: Tensor) -> Tensor:

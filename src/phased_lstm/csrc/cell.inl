@@ -1,5 +1,5 @@
 // One event's arithmetic, a vector of events at a time: the gate's openness, the LSTM's and the GRU's step, and
-// their derivatives. Both walks over the events, by rows and by panels, end here.
+// their derivatives. All walks over the events, by rows, one sequence after the other and by panels, end here.
 #pragma once
 
 #include "kernels.h"
@@ -15,6 +15,7 @@ struct Gate {
   Vec<T> k, slope, in_ratio;
 };
 
+// Without a leak all events are open, also those whose phase was rounded up to the ratio.
 template <typename T>
 inline Gate<T> gate_at(Vec<T> phase, Vec<T> ratio, T leak, Oscillation oscillation) {
   using V = Vec<T>;
@@ -41,6 +42,7 @@ inline Gate<T> gate_at(Vec<T> phase, Vec<T> ratio, T leak, Oscillation oscillati
     gate.k = sine * sine;
     gate.in_ratio = -gate.slope * progress;
   }
+  if (leak == T(0)) return gate;
   const auto open = phase < ratio;
   gate.k = open ? gate.k : leak * phase;
   gate.slope = open ? gate.slope : splat(leak);

@@ -121,6 +121,7 @@ class FoundEvents {
       for (int64_t block = begin; block < end; ++block) {
         std::copy(found[block].units.begin(), found[block].units.end(), unit_data + starts[block]);
         std::copy(found[block].phases.begin(), found[block].phases.end(), phase_data + starts[block]);
+        if (all_open) keep_sides(found[block], of.ratio_on, phase_data + starts[block]);
         found[block] = EventBlock();
       }
     });
@@ -133,6 +134,18 @@ class FoundEvents {
   Buffer<int64_t> own_offsets_;
   Buffer<int32_t> own_units_;
   Buffer<T> own_phases_;
+
+  // Rounding must not carry a phase over the ratio, where a gate closes.
+  static void keep_sides(const EventBlock& found, const double* ratio_on, T* phases) {
+    for (size_t e = 0; e < found.units.size(); ++e) {
+      const double ratio = ratio_on[found.units[e]];
+      const T rounded = static_cast<T>(ratio);
+      if (found.phases[e] >= ratio)
+        phases[e] = std::max(phases[e], rounded);
+      else if (phases[e] >= rounded)
+        phases[e] = std::nextafter(rounded, T(0));
+    }
+  }
 
   template <typename V>
   static V* room(const Tensor* like, std::vector<int64_t> shape, MaybeTensor& tensor, Buffer<V>& own) {

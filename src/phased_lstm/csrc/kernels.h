@@ -18,7 +18,7 @@ enum Oscillation : int64_t { kTriangle = 0, kSquare = 1, kCosine = 2 };
 // The open events of one or several rows of times.
 //   offsets  (R, L + 1): events of step t of row r are offsets[r][t] .. offsets[r][t + 1]
 //   units    (E): increasing within a step
-//   phases   (E): phi in [0, 1), in the compute type
+//   phases   (E): phi in [0, 1), rounded to the compute type and so 1 at most; on its side of the ratio where leak > 0
 // R is N, or 1 when all sequences share their times (`shared`).
 template <typename T>
 struct Events {

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <limits>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -60,6 +61,12 @@ struct Operands {
 
 // Checks a layer's tensors and gathers them; `gates` is 4 for an LSTM and 3 for a GRU. `ratio_on` holds the ratios in
 // the compute type, for as long as the layer is used.
+// A leak that is too small for the type must not become none: events are all there on account of it.
+template <typename T>
+T leak_of(double leak) {
+  return leak > 0.0 ? std::max(static_cast<T>(leak), std::numeric_limits<T>::min()) : T(0);
+}
+
 template <typename T>
 Layer<T> layer_of(int64_t gates, const Operands& from, const Times& times, Events<T> events, const double* ratios,
                   Buffer<T>& ratio_on) {
@@ -80,7 +87,7 @@ Layer<T> layer_of(int64_t gates, const Operands& from, const Times& times, Event
                  pointer<T>(from.bias_hh, "bias_hh", {gates * H}),
                  pointer<T>(from.peephole, "peephole", {3, H}),
                  ratio_on.data(),
-                 static_cast<T>(from.leak), static_cast<Oscillation>(from.oscillation)};
+                 leak_of<T>(from.leak), static_cast<Oscillation>(from.oscillation)};
   // Not a matter of which units happen to be open: a sequence must come out the same in parts.
   layer.panels = N >= kPanelBatch && (layer.events.shared || from.leak > 0.0);
   STD_TORCH_CHECK(!layer.panels || layer.events.shared || layer.events.count == N * L * H,

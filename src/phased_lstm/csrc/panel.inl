@@ -26,6 +26,12 @@ struct Panel {
   int64_t row(int64_t lane) const { return first + std::min(lane, count - 1); }
 };
 
+// Whether a step is one of a row's, and no padding.
+template <typename T>
+inline bool inside(const Layer<T>& layer, int64_t row, int64_t t) {
+  return !layer.lengths || t < layer.lengths[row];
+}
+
 // The gate of an event for every row of a panel.
 template <typename T, int NV>
 struct PanelGate {
@@ -47,7 +53,7 @@ struct PanelGate {
     }
     if (!layer.lengths && panel.count == P) return;
     for (int64_t lane = 0; lane < P; ++lane) {
-      if (lane < panel.count && (!layer.lengths || t < layer.lengths[panel.row(lane)])) continue;
+      if (lane < panel.count && inside(layer, panel.row(lane), t)) continue;
       Gate<T>& gate = at[lane / lanes];
       gate.k[lane % lanes] = gate.slope[lane % lanes] = gate.in_ratio[lane % lanes] = T(0);
     }

@@ -73,7 +73,7 @@ void forward_panels(const Layer<T>& layer, const Forward<T>& run, const T* packe
         for (int64_t lane = 0; lane < panel.count; ++lane) {
           const int64_t row = panel.first + lane;
           T* out = run.output + (row * layer.steps + t) * H;
-          if (layer.lengths && t >= layer.lengths[row])
+          if (!inside(layer, row, t))
             std::fill_n(out, H, T(0));
           else
             for (int64_t u = 0; u < H; ++u) out[u] = state[u * P + lane];
@@ -120,7 +120,7 @@ void backward_panels(const Layer<T>& layer, const Backward<T>& run, const T* pac
       if (run.grad_output) {
         for (int64_t lane = 0; lane < panel.count; ++lane) {
           const int64_t row = panel.first + lane;
-          if (layer.lengths && t >= layer.lengths[row]) continue;
+          if (!inside(layer, row, t)) continue;
           const T* grad = run.grad_output + (row * layer.steps + t) * H;
           for (int64_t u = 0; u < H; ++u) grad_state[u * P + lane] += grad[u];
         }
@@ -131,7 +131,7 @@ void backward_panels(const Layer<T>& layer, const Backward<T>& run, const T* pac
       const T* few = I <= kFewInputs ? columns.at(t) : nullptr;
       for (int64_t lane = 0; lane < P && !few; ++lane) {
         const int64_t row = panel.row(lane);
-        if (!layer.lengths || t < layer.lengths[row])
+        if (inside(layer, row, t))
           take_features(layer, row * layer.steps + t, false, &features[lane * packing.input]);
         else
           std::fill_n(&features[lane * packing.input], I, T(0));
@@ -192,7 +192,7 @@ void backward_panels(const Layer<T>& layer, const Backward<T>& run, const T* pac
             gate_sums[u] -= in_phase * (layer.times[row * layer.steps + t] - run.shift[u]) / period;
             gate_sums[H + u] -= in_phase;
           }
-          if (run.grad_times) run.grad_times[row * layer.steps + t] += in_phase;
+          if (run.grad_times && inside(layer, row, t)) run.grad_times[row * layer.steps + t] += in_phase;
         }
       }
       for (int64_t e = 0; e < count; ++e) {
@@ -229,7 +229,8 @@ void backward_panels(const Layer<T>& layer, const Backward<T>& run, const T* pac
       if (run.grad_input)
         for (int64_t lane = 0; lane < panel.count; ++lane)
           for (int64_t i = 0; i < I; ++i)
-            run.grad_input[((panel.first + lane) * layer.steps + t) * I + i] = grad_features[i * P + lane];
+            run.grad_input[((panel.first + lane) * layer.steps + t) * I + i] =
+                inside(layer, panel.first + lane, t) ? grad_features[i * P + lane] : T(0);
     }
     transpose_out(grad_state.data(), panel, H, run.grad_h0);
     if (Lstm) transpose_out(grad_cell.data(), panel, H, run.grad_c0);

@@ -1,4 +1,4 @@
-// The gradients of the weights by rows, which are put off.
+// The gradients of the weights by rows and of single sequences, which are put off.
 #pragma once
 
 #include <algorithm>

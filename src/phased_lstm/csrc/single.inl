@@ -1,5 +1,5 @@
-// The recurrence for a few sequences with times of their own, one after the other: a step waits for the one before, so
-// that what counts is how soon its new state can be read.
+// The recurrence for a few sequences, one after the other: a step waits for the one before, so that what counts is how
+// soon its new state can be read. Its sums round as those of rows.inl do, so that a stream may go either way.
 #pragma once
 
 #include <algorithm>
@@ -13,7 +13,8 @@
 
 namespace {
 
-// Units whose sums are made side by side: with one alone, additions wait for each other.
+// Units whose sums are made side by side, and whose gradients are on the way back: with one alone, additions wait for
+// each other.
 constexpr int kSideBySide = kFloatLanes == 16 ? 4 : 2;
 
 // The four sums of NU units of one sequence, into rows of four.

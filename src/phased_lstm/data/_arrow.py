@@ -315,18 +315,20 @@ class TimeColumn:
         name: of the column.
         wanted: "int64", "float64", "timestamp[s]", "[ms]", "[us]" or "[ns]"; None: as the column has it, and
             microseconds for timestamps in strings.
+        numbers: whether integers may stand for timestamps.
 
     Raises:
         DataError: `wanted` is none of these.
     """
 
-    def __init__(self, name: str, wanted: str | None) -> None:
+    def __init__(self, name: str, wanted: str | None, numbers: bool = True) -> None:
         types = {"int64": pa.int64(), "float64": pa.float64()}
         types |= {f"timestamp[{unit}]": pa.timestamp(unit) for unit in ("s", "ms", "us", "ns")}
         if wanted is not None and wanted not in types:
             raise DataError(f"time_type should be one of {', '.join(types)}, got {wanted!r}")
         self._name = name
         self._wanted = None if wanted is None else types[wanted]
+        self._numbers = numbers
         self._parsed: Any = None
         self.type: Any = None
 
@@ -347,6 +349,8 @@ class TimeColumn:
         if _is_string(array.type):
             array = self._parse(pc.utf8_trim_whitespace(array), where)
         kind = array.type
+        if not self._numbers and pa.types.is_timestamp(self._wanted) and _is_number(kind):
+            raise DataError(f"{where(0)}: column {self._name!r} holds {kind}, expected timestamps")
         if self._wanted is not None and not _same_kind(kind, self._wanted):
             array = _cast(array, _zoned(self._wanted, kind), self._name, where, self._wanted)
         elif not (_is_number(kind) or pa.types.is_temporal(kind)) or pa.types.is_boolean(kind):

@@ -72,6 +72,8 @@ def address_events(
         time = _field(recording, fields[2], name)
         if time.dtype.kind not in "iuf":
             raise DataError(f"{name}: times {fields[2]!r} should be integers or floats, got {time.dtype}")
+        if not np.isfinite(time).all():
+            raise DataError(f"{name}: times {fields[2]!r} should be finite")
         parts = [torch.from_numpy(time.astype(np.float64 if time.dtype.kind == "f" else np.int64))]
         for field in (fields[0], fields[1], fields[3]):
             values = np.zeros(len(time), np.int16) if field is None else _field(recording, field, name)
@@ -83,11 +85,13 @@ def address_events(
             parts.append(torch.from_numpy(values.astype(np.int64)))
         columns.append(parts)
         lengths.append(len(time))
-    if len({parts[0].dtype for parts in columns}) > 1:
-        raise DataError("times should be integers in all recordings, or floating in all")
+    kinds = [parts[0].dtype for parts in columns]
+    if len(set(kinds)) > 1:
+        other = next(number for number, kind in enumerate(kinds) if kind != kinds[0])
+        raise DataError(
+            f"recordings[{other}] has times of {kinds[other]}, recordings[0] of {kinds[0]}: integers in all, or floats"
+        )
     times, x, y, polarity = (torch.cat([parts[index] for parts in columns]) for index in range(4))
-    if not bool(times.isfinite().all()):
-        raise DataError("times should be finite")
     names = [f"recordings[{number}]" for number in range(len(given))]
     return _batch(x, y, polarity, times, lengths, names, [sensor_size] * len(given), late)
 
@@ -164,7 +168,7 @@ def _dat_header(path: Path, content: bytearray) -> tuple[int, tuple[int, int] | 
             f"other kinds are not read"
         )
     told = [entries.get(name, []) for name in ("width", "height")]
-    if not all(len(words) == 1 and words[0].isdigit() for words in told):
+    if not all(len(words) == 1 and re.fullmatch(r"0*[1-9][0-9]{0,3}", words[0], re.ASCII) for words in told):
         return start + 2, None
     width, height = (int(words[0]) for words in told)
     return start + 2, (width, height)
@@ -186,9 +190,15 @@ def _field(recording: Any, field: str, name: str) -> Any:
             f"{name} has no field {field!r}, but {', '.join(map(str, known)) or 'none at all'}: name them with "
             f"fields=(column, row, time, polarity)"
         )
+    if np.ma.is_masked(recording[field]):
+        raise DataError(f"{name}: {field!r} has masked entries: leave those events out")
     values = np.asarray(recording[field])
     if values.ndim != 1:
         raise DataError(f"{name}: {field!r} should be of shape (L,), got {values.shape}")
+    if not len(values):
+        return np.zeros(0, np.int64)
+    if values.dtype == np.uint64 and values.max() > np.iinfo(np.int64).max:
+        raise DataError(f"{name}: {field!r} has {values.max()}, beyond what 64 bits with a sign hold")
     return values
 
 
@@ -205,11 +215,18 @@ def _batch(
     """Check events laid end to end, and make a batch of them."""
     if late not in _LATE:
         raise ValueError(f"late should be one of {', '.join(_LATE)}, got {late!r}")
+    for given in filter(None, sizes):
+        sides = given if isinstance(given, (tuple, list)) else ()
+        if len(sides) != 2 or not all(isinstance(side, int) and 0 < side <= _LARGEST + 1 for side in sides):
+            raise ValueError(f"sensor_size should be two integers from 1 to {_LARGEST + 1}, got {given}")
     offsets = torch.tensor([0, *itertools.accumulate(lengths)])
     for name, size, start, stop in zip(names, sizes, offsets.tolist(), offsets[1:].tolist(), strict=False):
         limit = size or (_LARGEST + 1, _LARGEST + 1)
-        require_inside(x[start:stop], y[start:stop], limit, offsets[:2], [name], ": corrupt, or another sensor_size")
-    wrong = (polarity < -1) | (polarity > 1)
+        own = torch.tensor([0, stop - start])
+        require_inside(x[start:stop], y[start:stop], limit, own, [name], ": corrupt, or another sensor_size")
+    # Where some are -1, 0 is none of the two.
+    signed = torch.stack([part.lt(0).any() for part in polarity.split(lengths)]).repeat_interleave(offsets.diff())
+    wrong = (polarity < -1) | (polarity > 1) | (signed & (polarity == 0))
     if bool(wrong.any()):
         event, name = first_of(wrong, offsets, names)
         raise DataError(f"{name} has an event of polarity {polarity[event]}, expected 0 or 1, or -1 or 1: corrupt")

@@ -116,8 +116,11 @@ def last_measured(batch: EventBatch) -> tuple[EventBatch, EventBatch]:
         the first measurement of a channel.
 
     Raises:
-        ValueError: values that are not floating.
+        TypeError: no EventBatch.
+        ValueError: values that are not floating, or times that go back within a sequence.
     """
+    if not isinstance(batch, EventBatch):
+        raise TypeError(f"batch should be an EventBatch, got: {type(batch).__name__}")
     values, times = batch.values, batch.times
     if not values.is_floating_point():
         raise ValueError(f"values should be floating, NaN where not measured, got {values.dtype}")
@@ -126,7 +129,10 @@ def last_measured(batch: EventBatch) -> tuple[EventBatch, EventBatch]:
     # -1 before any measurement is less than every first step, as is a measurement of a sequence before.
     rows = torch.where(values.isnan(), -1, steps.unsqueeze(1)).cummax(dim=0).values
     known, rows = rows >= first, rows.clamp(min=0)
-    age = (times.unsqueeze(1) - times[rows]).to(values.dtype)
+    wide = times if times.is_floating_point() else times.long()
+    age = (wide.unsqueeze(1) - wide[rows]).to(torch.promote_types(values.dtype, torch.float32))
+    if bool((known & (age < 0)).any()):
+        raise ValueError("times should not go back within a sequence: sort the events first")
     return (
         EventBatch(torch.where(known, values.gather(0, rows), torch.nan), times, batch.offsets),
         EventBatch(torch.where(known, age, torch.nan), times, batch.offsets),

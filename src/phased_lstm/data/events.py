@@ -293,19 +293,7 @@ class EventBatch:
         Raises:
             IndexError: no such sequences.
         """
-        chosen = torch.as_tensor(index, device=self.device)
-        if chosen.dtype == torch.bool and chosen.shape == (len(self),):
-            return chosen.nonzero().squeeze(1)
-        if not chosen.numel():
-            return torch.zeros(0, dtype=torch.int64, device=self.device)
-        if chosen.dim() != 1 or chosen.is_floating_point() or chosen.dtype == torch.bool:
-            raise IndexError(
-                f"an index of a batch of {len(self)} should be int, slice, integers (M,) or bool ({len(self)},), got "
-                f"{chosen.dtype} of shape {tuple(chosen.shape)}"
-            )
-        if int(chosen.min()) < -len(self) or int(chosen.max()) >= len(self):
-            raise IndexError(f"indices from {int(chosen.min())} to {int(chosen.max())} of a batch of {len(self)}")
-        return chosen.long() % len(self)
+        return positions(index, len(self), self.device)
 
     def keep(self, events: Tensor) -> Self:
         """Return all sequences with only some of their events, which keep their times.
@@ -314,8 +302,11 @@ class EventBatch:
             events: (S,) bool, which to keep. A sequence may become empty.
 
         Raises:
+            TypeError: no tensor.
             ValueError: another dtype or shape.
         """
+        if not isinstance(events, Tensor):
+            raise TypeError(f"events should be a bool tensor, got: {type(events).__name__}")
         if events.dtype != torch.bool or events.shape != self.times.shape:
             raise ValueError(
                 f"events should be bool ({self.num_events},), one for each event, got {events.dtype} of shape "
@@ -452,3 +443,20 @@ def _signature(found: tuple[int, torch.dtype, torch.dtype]) -> str:
 def _shortened(offsets: Tensor) -> str:
     head = offsets[:6].tolist()
     return str(head) if len(offsets) <= 6 else f"{str(head)[:-1]}, ..., {int(offsets[-1])}]"
+
+
+def positions(index: Tensor | Sequence[int], count: int, device: torch.device) -> Tensor:
+    """Return an index of `count` sequences as int64 positions; see `EventBatch.positions`."""
+    chosen = torch.as_tensor(index, device=device)
+    if chosen.dtype == torch.bool and chosen.shape == (count,):
+        return chosen.nonzero().squeeze(1)
+    if not chosen.numel():
+        return torch.zeros(0, dtype=torch.int64, device=device)
+    if chosen.dim() != 1 or chosen.is_floating_point() or chosen.dtype == torch.bool:
+        raise IndexError(
+            f"an index of a batch of {count} should be int, slice, integers (M,) or bool ({count},), got "
+            f"{chosen.dtype} of shape {tuple(chosen.shape)}"
+        )
+    if int(chosen.min()) < -count or int(chosen.max()) >= count:
+        raise IndexError(f"indices from {int(chosen.min())} to {int(chosen.max())} of a batch of {count}")
+    return chosen.long() % count

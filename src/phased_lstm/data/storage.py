@@ -11,7 +11,7 @@ from typing import BinaryIO, cast
 import torch
 from torch import Tensor
 
-from .events import EventBatch
+from .events import EventBatch, positions
 from .loading import EventDataset
 
 # Sequences of a chunk, where all are gone through.
@@ -28,14 +28,17 @@ class StoredEvents:
 
     Raises:
         OSError: the file cannot be written.
+        TypeError: a part that is no batch.
         ValueError: no batch, or batches of several widths or dtypes.
     """
 
-    def __init__(self, parts: Iterable[EventBatch], folder: str | Path | None = None) -> None:
+    def __init__(self, parts: EventBatch | Iterable[EventBatch], folder: str | Path | None = None) -> None:
         self._values, self._times = _temporary(self, folder), _temporary(self, folder)
         first: EventBatch | None = None
         lengths = []
-        for part in parts:
+        for part in [parts] if isinstance(parts, EventBatch) else parts:
+            if not isinstance(part, EventBatch):
+                raise TypeError(f"parts should be EventBatches, got: {type(part).__name__}")
             # Of the kinds alone; joining them says what does not go together.
             first = EventBatch.cat([part[:0] if first is None else first, part[:0]])
             self._values.write(_bytes(part.values))
@@ -57,24 +60,23 @@ class StoredEvents:
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def __getitem__(self, index: Tensor | Sequence[int]) -> EventBatch:
+    def __getitem__(self, index: slice | Tensor | Sequence[int]) -> EventBatch:
         """Read some sequences, in that order.
 
         Args:
-            index: integers (M,) from 0 to N - 1.
+            index: a slice, integers (M,), negative ones counted from the end, or bool (N,).
 
         Raises:
-            IndexError: no such sequence.
+            IndexError: no such sequence, or another kind of index.
             OSError: the file cannot be read.
         """
-        rows = torch.as_tensor(index, dtype=torch.int64)
-        if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < len(self):
-            raise IndexError(f"sequences {int(rows.min())} to {int(rows.max())} of {len(self)}")
+        within = range(*index.indices(len(self))) if isinstance(index, slice) else index
+        rows = positions(within, len(self), self.lengths.device)
         places = [(int(self._offsets[row]), int(self.lengths[row])) for row in rows]
         kind = self._kind
-        values = _read(self._values, places, kind.values.dtype, kind.num_features).reshape(-1, kind.num_features)
+        values = _read(self._values, places, kind.values.dtype, kind.num_features)
         times = _read(self._times, places, kind.times.dtype, 1)
-        return EventBatch.from_lengths(values, times, self.lengths[rows])
+        return EventBatch.from_lengths(values.reshape(len(times), kind.num_features), times, self.lengths[rows])
 
 
 class ChosenSequences:
@@ -124,7 +126,8 @@ def _temporary(owner: object, folder: str | Path | None) -> BinaryIO:
 
 def _bytes(tensor: Tensor) -> memoryview:
     # The cast refuses an empty array.
-    return tensor.detach().cpu().contiguous().numpy().data.cast("B") if tensor.numel() else memoryview(b"")
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().data.cast("B") if len(flat) else memoryview(b"")
 
 
 def _read(file: BinaryIO, places: Sequence[tuple[int, int]], dtype: torch.dtype, width: int) -> Tensor:
@@ -135,7 +138,7 @@ def _read(file: BinaryIO, places: Sequence[tuple[int, int]], dtype: torch.dtype,
     for start, count in places:
         file.seek(start * size)
         part = content[done : done + count * width]
-        if count and file.readinto(_bytes(part)) != count * size:  # type: ignore[attr-defined]
+        if len(part) and file.readinto(_bytes(part)) != count * size:  # type: ignore[attr-defined]
             raise OSError("the temporary file of the sequences ends too soon")
         done += count * width
     return content

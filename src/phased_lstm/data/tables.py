@@ -46,8 +46,10 @@ class TableFormat:
         value: column of a long table with the measured values. A row without a value measures nothing.
         features: columns of a wide table with measured values, NaN or empty where there is none; None: all others.
         time_type: what times become: "int64", "float64", "timestamp[s]", "[ms]", "[us]" or "[ns]"; None: as they are.
+        numbers: whether integers are accepted for timestamps, in the unit of `time_type`, or an error.
         unseen: whether a channel that is not in the vocabulary is an error, or ignored.
-        repeated: whether a second value of a channel at the same time is an error, or the last one counts.
+        repeated: whether a second value of a channel at the same time of a long table is an error, or the last one
+            counts. In a wide table each row is an event, whatever its time.
         empty: whether a sequence without any value is an error, or left out.
     """
 
@@ -57,12 +59,14 @@ class TableFormat:
     value: str = "value"
     features: tuple[str, ...] | None = None
     time_type: str | None = None
+    numbers: Literal["accept", "error"] = "accept"
     unseen: Literal["error", "ignore"] = "error"
     repeated: Literal["error", "last"] = "error"
     empty: Literal["error", "skip"] = "error"
 
     def __post_init__(self) -> None:
         for name, choices in (
+            ("numbers", ("accept", "error")),
             ("unseen", ("error", "ignore")),
             ("repeated", ("error", "last")),
             ("empty", ("error", "skip")),
@@ -242,7 +246,7 @@ class _Reader:
         self._format, self._channels, self._chunk_events, self._dtype = format, channels, chunk_events, dtype
         self._long = format.channel is not None
         self._codes = {name: code for code, name in enumerate(channels)}
-        self._times = TimeColumn(format.time, format.time_type)
+        self._times = TimeColumn(format.time, format.time_type, format.numbers == "accept")
         self._seen: set[str] = set()
         # Of the rows that are gathered: the ids, where each begins, and the columns in parts.
         self._ids: list[str] = []

@@ -35,7 +35,7 @@ class TrainConfig:
     value: str = option("value", "column of a long table with the values")
     features: str = option("", "columns of a wide table with values, separated by commas (default: all others)")
     unseen: str = option("error", "channels at prediction that training did not have", choices=("error", "ignore"))
-    repeated: str = option("error", "a second value of a channel at one time", choices=("error", "last"))
+    repeated: str = option("error", "second value of a channel at one time, long table", choices=("error", "last"))
     empty: str = option("error", "sequences without any value", choices=("error", "skip"))
     unlabelled: str = option("error", "sequences without a label", choices=("error", "skip"))
     validation_fraction: float = option(0.2, "part kept to choose the best weights", low=0.0, high=0.9)
@@ -79,6 +79,11 @@ class TrainConfig:
         for name in ("data", "labels", "target"):
             if not getattr(self, name):
                 raise RunError(f"{flag(name)} is needed: {type(self).__dataclass_fields__[name].metadata['help']}")
+        for name in self.names("static"):
+            if name in (self.target, self.id):
+                raise RunError(f"--static names {name}, which is the {'target' if name == self.target else 'id'}")
+        if self.target == self.id:
+            raise RunError(f"--target is {self.target}, the column of ids")
 
     @classmethod
     def from_json(cls, content: dict[str, Any], source: str = "the run's configuration") -> Self:

@@ -90,14 +90,17 @@ class LabelledSequences:
 
 def table_format(config: TrainConfig, source: str, info: TableInfo | None = None) -> TableFormat:
     """What the columns of a table are, by the options, and as in training if `info` is given."""
-    time_type = config.time_type
+    time_type, numbers = config.time_type, "accept"
     if info is not None and info.time_unit is not None:
+        # Integers were timestamps in training only if the options said so.
+        numbers = "error" if time_type is None else "accept"
         time_type = f"timestamp[{info.time_unit}]"
     features = config.names("features") or None
     # A wide table may have more columns now; those of training are read.
     wide = info is not None and config.channel is None and features is None
     options: dict[str, Any] = {
         "id": config.id, "time": config.time, "value": config.value, "features": features, "time_type": time_type,
+        "numbers": numbers,
         "unseen": config.unseen, "repeated": config.repeated, "empty": config.empty,
     }  # fmt: skip
     if config.channel is not None:

@@ -41,6 +41,8 @@ def predict_table(run: Path, data: str, out: Path, static: str | None = None) ->
     """
     if out.suffix not in (".parquet", ".csv"):
         raise RunError(f"{out} should end in .parquet or .csv")
+    if out.exists() and any(Path(given).exists() and out.samefile(given) for given in (data, static) if given):
+        raise RunError(f"{out} is the table to read: choose another file for the predictions")
     count = 0
     try:
         with replacing(out) as file:
