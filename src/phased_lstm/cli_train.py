@@ -77,7 +77,7 @@ def _train(options: argparse.Namespace) -> int:
         config.require_tables()
     out = options.out or Path("runs") / f"train-{datetime.now():%Y%m%d-%H%M%S}"
 
-    from .training.launch import process_group
+    from .training.launch import leave, process_group
     from .training.table_run import train_tables
 
     if options.out is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -87,16 +87,16 @@ def _train(options: argparse.Namespace) -> int:
             config, out, resume=options.resume, overwrite=options.overwrite, progress=not options.quiet
         )
     if not leads:
-        return 0 if results is not None else _INTERRUPTED
+        return leave(0 if results is not None else _INTERRUPTED)
     if results is None:
         print(f"interrupted; go on with: phased-lstm train --out {out} --resume")
-        return _INTERRUPTED
+        return leave(_INTERRUPTED)
     _draw(out)
     for part in ("train", "valid", "test"):
         if part in results:
             print(f"{part}, {results['sequences'][part]} sequences: {_shown(results[part])}")
     print(f"Run: {out}")
-    return 0
+    return leave(0)
 
 
 def _draw(run: Path) -> None:

@@ -15,6 +15,18 @@ from ..errors import RunError
 from .ranks import Ranks
 
 
+def leave(status: int) -> int:
+    """End this process with a status where it is one of several; alone, return the status.
+
+    Threads that gloo leaves behind a group now and then abort an ordinary exit of Python.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    return status
+
+
 @contextmanager
 def process_group(run: Path, *, timeout: timedelta = timedelta(minutes=10)) -> Iterator[bool]:
     """Join the others under torchrun, with gloo; alone, do nothing.
