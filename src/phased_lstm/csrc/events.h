@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "instruction_set.h"
@@ -16,6 +17,9 @@ using phased_lstm::Buffer;
 using phased_lstm::EventBlock;
 using phased_lstm::Events;
 using phased_lstm::GateTimes;
+
+// Memory up to so much is kept by a thread from call to call: fresh pages cost as much as what is done with them.
+constexpr size_t kKeptBytes = size_t(8) << 20;
 
 // Steps of a row whose events are looked for in one go.
 constexpr int64_t kStepsInBlock = 8192;
@@ -85,6 +89,20 @@ struct GateOf {
   }
 };
 
+// What events are found in and held in.
+template <typename T>
+struct EventMemory {
+  std::vector<EventBlock<T>> blocks;
+  Buffer<int64_t> offsets;
+  Buffer<int32_t> units;
+  Buffer<T> phases;
+  size_t bytes() const {
+    size_t events = units.capacity();
+    for (const EventBlock<T>& block : blocks) events += block.units.capacity();
+    return events * (sizeof(int32_t) + sizeof(T)) + offsets.capacity() * sizeof(int64_t);
+  }
+};
+
 // The open events of every row of times; phases are of type T. They lie in tensors when they are to be returned.
 template <typename T>
 class FoundEvents {
@@ -92,17 +110,19 @@ class FoundEvents {
   MaybeTensor offsets, units, phases;
 
   // `like`: a tensor on the device, or null to hold the events in memory of its own.
-  FoundEvents(const Tensor* like, const Times& times, const GateOf& of, int64_t hidden, bool all_open) {
+  FoundEvents(const Tensor* like, const Times& times, const GateOf& of, int64_t hidden, bool all_open)
+      : memory_(std::exchange(kept(), {})) {
     const int64_t rows = times.rows, steps = times.steps;
     const GateTimes gate{times.coarse, times.residue, rows, steps, hidden, of.period, of.shift, of.ratio_on, all_open};
-    const int64_t blocks_in_row = (steps + kStepsInBlock - 1) / kStepsInBlock;
-    std::vector<EventBlock> found(rows * blocks_in_row);
-    int64_t* counts = room<int64_t>(like, {rows, steps + 1}, offsets, own_offsets_);
-    spread(static_cast<int64_t>(found.size()), [&](int64_t begin, int64_t end) {
+    const int64_t blocks_in_row = (steps + kStepsInBlock - 1) / kStepsInBlock, blocks = rows * blocks_in_row;
+    std::vector<EventBlock<T>>& found = memory_.blocks;
+    if (static_cast<int64_t>(found.size()) < blocks) found.resize(blocks);
+    int64_t* counts = room<int64_t>(like, {rows, steps + 1}, offsets, memory_.offsets);
+    spread(blocks, [&](int64_t begin, int64_t end) {
       for (int64_t block = begin; block < end; ++block) {
         const int64_t row = block / blocks_in_row, first = block % blocks_in_row * kStepsInBlock;
-        kernels().find_events(gate, row, first, std::min(steps, first + kStepsInBlock), counts + row * (steps + 1) + 1,
-                              found[block]);
+        table<T>().find_events(gate, row, first, std::min(steps, first + kStepsInBlock),
+                               counts + row * (steps + 1) + 1, found[block]);
       }
     });
     // counts[t + 1] of a row holds the events of step t; running sums make them offsets into all events.
@@ -112,39 +132,33 @@ class FoundEvents {
       of_row[0] = total;
       for (int64_t t = 1; t <= steps; ++t) of_row[t] = total += of_row[t];
     }
-    int32_t* unit_data = room<int32_t>(like, {total}, units, own_units_);
-    T* phase_data = room<T>(like, {total}, phases, own_phases_);
-    std::vector<int64_t> starts(found.size());
-    for (size_t block = 1; block < found.size(); ++block)
-      starts[block] = starts[block - 1] + static_cast<int64_t>(found[block - 1].units.size());
-    spread(static_cast<int64_t>(found.size()), [&](int64_t begin, int64_t end) {
+    int32_t* unit_data = room<int32_t>(like, {total}, units, memory_.units);
+    T* phase_data = room<T>(like, {total}, phases, memory_.phases);
+    std::vector<int64_t> starts(blocks);
+    for (int64_t block = 1; block < blocks; ++block) starts[block] = starts[block - 1] + found[block - 1].count;
+    spread(blocks, [&](int64_t begin, int64_t end) {
       for (int64_t block = begin; block < end; ++block) {
-        std::copy(found[block].units.begin(), found[block].units.end(), unit_data + starts[block]);
-        std::copy(found[block].phases.begin(), found[block].phases.end(), phase_data + starts[block]);
-        if (all_open) keep_sides(found[block], of.ratio_on, phase_data + starts[block]);
-        found[block] = EventBlock();
+        std::copy_n(found[block].units.data(), found[block].count, unit_data + starts[block]);
+        std::copy_n(found[block].phases.data(), found[block].count, phase_data + starts[block]);
       }
     });
+    if (memory_.bytes() > kKeptBytes) found.clear();
     events = {counts, unit_data, phase_data, total, rows == 1};
   }
+  ~FoundEvents() {
+    if (memory_.bytes() <= kKeptBytes) std::swap(kept(), memory_);
+  }
+  FoundEvents(const FoundEvents&) = delete;
 
   Events<T> events;
 
  private:
-  Buffer<int64_t> own_offsets_;
-  Buffer<int32_t> own_units_;
-  Buffer<T> own_phases_;
+  EventMemory<T> memory_;
 
-  // Rounding must not carry a phase over the ratio, where a gate closes.
-  static void keep_sides(const EventBlock& found, const double* ratio_on, T* phases) {
-    for (size_t e = 0; e < found.units.size(); ++e) {
-      const double ratio = ratio_on[found.units[e]];
-      const T rounded = static_cast<T>(ratio);
-      if (found.phases[e] >= ratio)
-        phases[e] = std::max(phases[e], rounded);
-      else if (phases[e] >= rounded)
-        phases[e] = std::nextafter(rounded, T(0));
-    }
+  // Of the thread that calls the operator.
+  static EventMemory<T>& kept() {
+    static thread_local EventMemory<T> memory;
+    return memory;
   }
 
   template <typename V>
@@ -152,7 +166,7 @@ class FoundEvents {
     if (like) return output<V>(tensor.emplace(blank<V>(*like, shape)));
     int64_t size = 1;
     for (const int64_t part : shape) size *= part;
-    own.resize(size);
+    if (static_cast<int64_t>(own.size()) < size) own.resize(size);
     return own.data();
   }
 };

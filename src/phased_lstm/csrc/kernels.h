@@ -94,10 +94,12 @@ struct Backward {
   double* grad_times;    // (N, L), zero on entry, or null
 };
 
-// The events found in a block of steps of one row.
+// The events found in a block of steps of one row: the first `count` of the entries.
+template <typename T>
 struct EventBlock {
   Buffer<int32_t> units;
-  Buffer<double> phases;
+  Buffer<T> phases;
+  int64_t count = 0;
   // Makes room for so many.
   void grow(int64_t events) {
     if (static_cast<int64_t>(units.size()) >= events) return;
@@ -110,6 +112,8 @@ struct EventBlock {
 // several threads at once for disjoint ranges.
 template <typename T>
 struct KernelTable {
+  // The open events of steps begin .. end of a row, and how many each step has.
+  void (*find_events)(const GateTimes&, int64_t row, int64_t begin, int64_t end, int64_t* counts, EventBlock<T>& found);
   // Sequences that run side by side: ranges below count in groups of so many.
   int64_t (*group)(const Layer<T>&);
   // Shape of the tape.
@@ -117,8 +121,8 @@ struct KernelTable {
   int64_t (*tape_fields)(const Layer<T>&, bool lstm);
   // Values in the packed weights.
   int64_t (*packed_size)(const Layer<T>&, bool lstm);
-  // `wanted`: (H), which units' weights will be read; null for all. The others are left as they are.
-  void (*pack)(const Layer<T>&, bool lstm, T* packed, const uint8_t* wanted);
+  // Units begin .. end. `wanted`: (H), which units' weights will be read; null for all. The others are left as they are.
+  void (*pack)(const Layer<T>&, bool lstm, T* packed, const uint8_t* wanted, int64_t begin, int64_t end);
   void (*forward)(const Layer<T>&, bool lstm, const Forward<T>&, const T* packed, int64_t begin, int64_t end);
   // Values in one chunk's share of the gradients.
   int64_t (*partial_size)(const Layer<T>&, bool lstm);
@@ -133,7 +137,6 @@ struct KernelTable {
 
 struct Kernels {
   const char* name;
-  void (*find_events)(const GateTimes&, int64_t row, int64_t begin, int64_t end, int64_t* counts, EventBlock& found);
   KernelTable<float> single;
   KernelTable<double> wide;
 };

@@ -2,9 +2,8 @@
 #if defined(__x86_64__)
 #define PHASED_LSTM_LANES 8
 #include "panels.inl"
-#include "schedule.inl"
 
 namespace phased_lstm {
-const Kernels kAvx2Kernels = {"avx2", find_events, table<float>(), table<double>()};
+const Kernels kAvx2Kernels = {"avx2", table<float>(), table<double>()};
 }
 #endif

@@ -2,9 +2,8 @@
 #if defined(__x86_64__)
 #define PHASED_LSTM_LANES 16
 #include "panels.inl"
-#include "schedule.inl"
 
 namespace phased_lstm {
-const Kernels kAvx512Kernels = {"avx512", find_events, table<float>(), table<double>()};
+const Kernels kAvx512Kernels = {"avx512", table<float>(), table<double>()};
 }
 #endif

@@ -2,9 +2,8 @@
 
 #define PHASED_LSTM_LANES 4
 #include "panels.inl"
-#include "schedule.inl"
 
 namespace phased_lstm {
-const Kernels kBaselineKernels = {"baseline", find_events, table<float>(), table<double>()};
+const Kernels kBaselineKernels = {"baseline", table<float>(), table<double>()};
 }
 

@@ -101,10 +101,11 @@ Layer<T> layer_of(int64_t gates, const Operands& from, const Times& times, Event
   return layer;
 }
 
-// Packed weights up to this size lie in memory that a thread keeps: to ask for it anew costs as much as a cell's step.
-constexpr size_t kKeptBytes = size_t(1) << 20;
+// Weights that a thread packs at a time.
+constexpr size_t kPackedBytes = size_t(1) << 18;
 
-// The weights of the units that have events, in `own` if they are large. Valid until the thread packs again.
+// The weights of the units that have events, in memory that the thread keeps, or in `own` if they are large. Valid until
+// the thread packs again.
 template <typename T>
 const T* packed_weights(const Layer<T>& layer, bool lstm, Buffer<T>& own) {
   static thread_local Buffer<T> kept;
@@ -117,7 +118,11 @@ const T* packed_weights(const Layer<T>& layer, bool lstm, Buffer<T>& own) {
     wanted.resize(layer.units, 0);
     for (int64_t e = 0; e < layer.events.count; ++e) wanted[layer.events.units[e]] = 1;
   }
-  table<T>().pack(layer, lstm, packed.data(), wanted.empty() ? nullptr : wanted.data());
+  const uint8_t* of = wanted.empty() ? nullptr : wanted.data();
+  const auto parts = of ? 1 : static_cast<int64_t>(1 + size * sizeof(T) / kPackedBytes);
+  spread(parts, [&](int64_t begin, int64_t end) {
+    table<T>().pack(layer, lstm, packed.data(), of, begin * layer.units / parts, end * layer.units / parts);
+  });
   return packed.data();
 }
 

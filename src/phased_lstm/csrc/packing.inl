@@ -74,11 +74,11 @@ int64_t partial_size(const Layer<T>& layer) {
 }
 
 template <typename T, int G>
-void pack(const Layer<T>& layer, T* packed, const uint8_t* wanted) {
+void pack(const Layer<T>& layer, T* packed, const uint8_t* wanted, int64_t begin, int64_t end) {
   const Packing<T, G> packing(layer);
   const int64_t H = layer.units, I = layer.inputs;
   const bool gaps = packing.row() != H + (packing.input ? I : 0);
-  for (int64_t u = 0; u < H; ++u) {
+  for (int64_t u = begin; u < end; ++u) {
     if (wanted && !wanted[u]) continue;
     T* unset = gaps ? packing.state_rows(packed, u) : packing.head_of(packed, u);
     std::fill(unset, packed + (u + 1) * packing.unit(), T(0));

@@ -9,6 +9,7 @@
 #include "panel.inl"
 #include "panel_products.inl"
 #include "rows.inl"
+#include "schedule.inl"
 #include "single.inl"
 #include "simd.h"
 
@@ -266,6 +267,7 @@ template <typename T>
 KernelTable<T> table() {
   using L = Layer<T>;
   return {
+      find_events<T>,
       [](const L& layer) -> int64_t {
         return layer.panels ? panel_vectors<T>(layer.batch) * Simd<T>::kLanes : group_rows(layer.batch);
       },
@@ -274,8 +276,8 @@ KernelTable<T> table() {
       [](const L& layer, bool lstm) -> int64_t {
         return lstm ? packed_size<T, 4>(layer) : packed_size<T, 3>(layer);
       },
-      [](const L& layer, bool lstm, T* packed, const uint8_t* wanted) {
-        lstm ? pack<T, 4>(layer, packed, wanted) : pack<T, 3>(layer, packed, wanted);
+      [](const L& layer, bool lstm, T* packed, const uint8_t* wanted, int64_t begin, int64_t end) {
+        lstm ? pack<T, 4>(layer, packed, wanted, begin, end) : pack<T, 3>(layer, packed, wanted, begin, end);
       },
       [](const L& layer, bool lstm, const Forward<T>& run, const T* packed, int64_t begin, int64_t end) {
         if (layer.panels)

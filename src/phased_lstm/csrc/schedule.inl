@@ -90,7 +90,17 @@ class Candidates {
   Buffer<int32_t> memory_;
 };
 
-void find_events(const GateTimes& gate, int64_t row, int64_t begin, int64_t end, int64_t* counts, EventBlock& found) {
+// A phase in the compute type, on its side of the ratio: rounding must not carry it over, where a gate closes.
+template <typename T>
+inline T on_its_side(double phase, double ratio_on) {
+  const T rounded = static_cast<T>(phase), ratio = static_cast<T>(ratio_on);
+  if (phase >= ratio_on) return std::max(rounded, ratio);
+  return rounded >= ratio ? std::nextafter(ratio, T(0)) : rounded;
+}
+
+template <typename T>
+void find_events(const GateTimes& gate, int64_t row, int64_t begin, int64_t end, int64_t* counts,
+                 EventBlock<T>& found) {
   const int64_t units = gate.units, width = padded<float>(units);
   const double* coarse = gate.coarse + row * gate.steps;
   const double* residue = gate.residue ? gate.residue + row * gate.steps : nullptr;
@@ -122,6 +132,7 @@ void find_events(const GateTimes& gate, int64_t row, int64_t begin, int64_t end,
   };
   Candidates candidates(inverse, turns, ratio_on, units, gate.all_open ? 0 : std::min(kScannedSteps, end - begin));
   const int32_t* ends[kScannedSteps];
+  Buffer<double> phase_at(gate.all_open ? units : 0);
   found.grow(static_cast<int64_t>(most_open * static_cast<double>(end - begin)) + width);
   int64_t count = 0;
   for (int64_t scanned = begin; scanned < end; scanned += kScannedSteps) {
@@ -141,17 +152,17 @@ void find_events(const GateTimes& gate, int64_t row, int64_t begin, int64_t end,
       const double time = coarse[t];
       found.grow(count + width);
       int32_t* open_units = found.units.data();
-      double* phases = found.phases.data();
+      T* phases = found.phases.data();
       if (!exact_quotient(t)) {
         for (int64_t u = 0; u < units; ++u) {
           const double phase = exact_phase(time, residue ? residue[t] : 0.0, gate.period[u], gate.shift[u]);
           open_units[count] = static_cast<int32_t>(u);
-          phases[count] = phase;
+          phases[count] = gate.all_open ? on_its_side<T>(phase, gate.ratio_on[u]) : static_cast<T>(phase);
           count += gate.all_open || phase < gate.ratio_on[u];
         }
       } else if (gate.all_open) {
-        for (int64_t u = 0; u < units; ++u)
-          phases[count + u] = near_phase(time, gate.period[u], inverse[u], shift[u]);
+        for (int64_t u = 0; u < units; ++u) phase_at[u] = near_phase(time, gate.period[u], inverse[u], shift[u]);
+        for (int64_t u = 0; u < units; ++u) phases[count + u] = on_its_side<T>(phase_at[u], gate.ratio_on[u]);
         for (int64_t u = 0; u < units; ++u) open_units[count++] = static_cast<int32_t>(u);
       } else {
         const int32_t* const last = ends[t - scanned];
@@ -169,7 +180,7 @@ void find_events(const GateTimes& gate, int64_t row, int64_t begin, int64_t end,
         for (; of < last; ++of) {
           open_units[count] = *of;
           const double phase = near_phase(time, gate.period[*of], inverse[*of], shift[*of]);
-          phases[count] = phase;
+          phases[count] = static_cast<T>(phase);
           count += phase < ratio_on[*of];
         }
 #endif
@@ -177,8 +188,7 @@ void find_events(const GateTimes& gate, int64_t row, int64_t begin, int64_t end,
       counts[t] = count - before;
     }
   }
-  found.units.resize(count);
-  found.phases.resize(count);
+  found.count = count;
 }
 
 }  // namespace

@@ -342,6 +342,11 @@ inline void put_chosen(double* to, Vec<double> from, unsigned bits) {
   _mm512_storeu_pd(to, _mm512_maskz_compress_pd(static_cast<__mmask8>(bits), (__m512d)from));
 }
 
+inline void put_chosen(float* to, Vec<double> from, unsigned bits) {
+  const __m256 narrow = _mm512_cvtpd_ps((__m512d)from);
+  _mm256_storeu_ps(to, _mm256_maskz_compress_ps(static_cast<__mmask8>(bits), narrow));
+}
+
 // The same of what stands there in `from`.
 inline void put_chosen(int32_t* to, const int32_t* from, unsigned bits) {
   const __m256i all = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));

@@ -250,7 +250,7 @@ void pack_open(const Layer<T>& layer, bool lstm, Buffer<T>& packed) {
     wanted.resize(layer.units, 0);
     for (int64_t e = 0; e < layer.events.count; ++e) wanted[layer.events.units[e]] = 1;
   }
-  table<T>().pack(layer, lstm, packed.data(), wanted.empty() ? nullptr : wanted.data());
+  table<T>().pack(layer, lstm, packed.data(), wanted.empty() ? nullptr : wanted.data(), 0, layer.units);
 }
 
 // What the operator takes besides the events.
