@@ -17,11 +17,9 @@ namespace {
 using phased_lstm::Forward;
 using phased_lstm::KernelTable;
 
-// Sequences that share a read of weights, as many as the registers hold.
-constexpr int kRowBlock = kFloatLanes == 16 ? 4 : 2;
-
-// acc[slots[g]][r] += <rows[g], x[r]>, by lanes, from `from` on over `width`. What stands `ahead` of the rows is wanted next.
-template <typename T, int G, int NR>
+// acc[slots[g]][r] += <rows[g], x[r]>, by lanes, from `from` on over `width`. What stands `ahead` of the rows is
+// wanted next; `ask`: ask for it.
+template <typename T, int G, int NR, bool ask>
 inline void multiply_rows(const T* rows, int64_t stride, int64_t from, int64_t width, const int (&slots)[G],
                           const T* const* x, int64_t ahead, Vec<T> (&acc)[4][NR]) {
   for (int64_t k = from; k < from + width; k += Simd<T>::kLanes) {
@@ -29,23 +27,22 @@ inline void multiply_rows(const T* rows, int64_t stride, int64_t from, int64_t w
     for (int r = 0; r < NR; ++r) a[r] = load(x[r] + k);
     for (int g = 0; g < G; ++g) {
       const T* row = rows + g * stride + k;
-      __builtin_prefetch(row + ahead);
+      if constexpr (ask) __builtin_prefetch(row + ahead);
       const Vec<T> w = load(row);
       for (int r = 0; r < NR; ++r) acc[slots[g]][r] += w * a[r];
     }
   }
 }
 
-// The four sums of a unit for NR sequences, into out[slot * stride + r]; up to kRowBlock entries of a column are
-// written. `x`: their states with the features behind; `few`: their features when there are few.
-template <typename T, int G, int NR>
+// The four sums of a unit for NR sequences, into out[slot * stride + r]. `x`: their states with the features behind; `few`: their features when there are few.
+template <typename T, int G, int NR, bool ask>
 inline void unit_sums(const Packing<T, G>& packing, const T* packed, int64_t u, int64_t next, const T* const* x,
                       const T* const* few, T* out, int64_t stride) {
   const int64_t ahead = (next - u) * packing.unit();
   Vec<T> acc[4][NR];
   clear(acc);
   for_parts(packing, true, [&](const int(&slots)[G], int64_t from, int64_t width) {
-    multiply_rows<T, G, NR>(packing.state_rows(packed, u), packing.row(), from, width, slots, x, ahead, acc);
+    multiply_rows<T, G, NR, ask>(packing.state_rows(packed, u), packing.row(), from, width, slots, x, ahead, acc);
   });
   const T* head = packing.head_of(packed, u);
   if constexpr (NR <= 2) {
@@ -61,7 +58,7 @@ inline void unit_sums(const Packing<T, G>& packing, const T* packed, int64_t u, 
       Quad<T> sum = sums(of_rows) + head[slot];
       for (int64_t i = 0; i < packing.few; ++i)
         sum += head[4 * (1 + i) + slot] * Quad<T>{few[0][i], few[1][i], few[2][i], few[NR - 1][i]};
-      store_quad(out + slot * stride, sum);
+      for (int r = 0; r < NR; ++r) out[slot * stride + r] = sum[r];
     }
   }
 }
@@ -109,14 +106,6 @@ inline void add_gate(double in_phase, double in_ratio, double turns, int64_t str
   to[0] -= in_phase * turns;
   to[stride] -= in_phase;
   to[2 * stride] += in_ratio;
-}
-
-// Calls f with a number from 1 to `most` as a constant.
-template <int most, typename F>
-inline void with_number(int64_t number, const F& f) {
-  if constexpr (most > 1)
-    if (number < most) return with_number<most - 1>(number, f);
-  f(std::integral_constant<int, most>());
 }
 
 // What a group of sequences carries from step to step. A sequence's state has its features behind it.
@@ -171,6 +160,9 @@ inline void take_features(const Layer<T>& layer, int64_t place, bool forwards, T
   std::copy_n(from, layer.inputs, to);
 }
 
+// Up to so many bytes of a unit's weights it costs little to read them once more from the second level of cache.
+constexpr int64_t kOftenRead = 4096;
+
 template <typename T, bool Lstm>
 void forward_rows(const Layer<T>& layer, const Forward<T>& run, const T* packed, int64_t begin, int64_t end) {
   constexpr int G = Lstm ? 4 : 3, lanes = Simd<T>::kLanes, fields = Lstm ? 6 : 5;
@@ -178,10 +170,11 @@ void forward_rows(const Layer<T>& layer, const Forward<T>& run, const T* packed,
   enum { kSums = 0, kOldH = 4, kOldC, kPeepI, kPeepF, kPeepO, kNewH, kNewC, kColumns };
   const Packing<T, G> packing(layer);
   const int64_t H = layer.units, I = layer.inputs, size = group_rows(layer.batch);
+  const T* features[kLargestGroup];
+  const bool by_size = packing.unit() * static_cast<int64_t>(sizeof(T)) <= kOftenRead;
   GroupState<T, G> state(packing, size, H);
   Scratch<T, kColumns> at(size * H);
   Walk<T> walk(layer);
-  const T *x[kRowBlock], *few[kRowBlock];
   for (int64_t group = begin; group < end; ++group) {
     const int64_t first = group * size, rows = std::min(size, layer.batch - first);
     for (int64_t slot = 0; slot < rows; ++slot)
@@ -191,24 +184,24 @@ void forward_rows(const Layer<T>& layer, const Forward<T>& run, const T* packed,
     for (const Tick tick : walk.ticks()) {
       walk.advance(tick);
       const int64_t count = walk.count();
-      if (packing.input)
-        for (Tick rest = tick; rest; rest &= rest - 1) {
-          const int slot = __builtin_ctz(rest);
-          if (walk.has_events(slot))
-            take_features(layer, walk.place(slot), true, state.h_of(slot) + packing.state);
-        }
-      for (int64_t e = 0; e < count;) {
-        const int n = walk.alike(e, kRowBlock);
-        for (int r = 0; r < n; ++r) {
-          x[r] = state.h_of(walk.slot(e + r));
-          few[r] = layer.input + walk.place(walk.slot(e + r)) * I;
-        }
-        with_number<kRowBlock>(n, [&](auto number) {
-          unit_sums<T, G, number()>(packing, packed, walk.unit(e), walk.unit_after(e + n), x, few, at[kSums] + e,
-                                    at.width);
-        });
-        e += n;
+      for (Tick rest = tick; rest; rest &= rest - 1) {
+        const int slot = __builtin_ctz(rest);
+        features[slot] = layer.input + walk.place(slot) * I;
+        if (packing.input && walk.has_events(slot))
+          take_features(layer, walk.place(slot), true, state.h_of(slot) + packing.state);
       }
+      const auto sum_up = [&](auto size, auto ask, int64_t e, int64_t next) {
+        const T *x[size()], *few[size()];
+        for (int r = 0; r < size(); ++r) {
+          x[r] = state.h_of(walk.slot(e + r));
+          few[r] = features[walk.slot(e + r)];
+        }
+        unit_sums<T, G, size(), ask()>(packing, packed, walk.unit(e), walk.unit(next), x, few, at[kSums] + e, at.width);
+      };
+      if (by_size)
+        walk.for_blocks_by_size([&](auto size, int64_t e) { sum_up(size, std::false_type(), e, e); });
+      else
+        walk.for_blocks([&](auto size, int64_t e, int64_t next) { sum_up(size, std::true_type(), e, next); });
       for (int64_t e = 0; e < count; ++e) {
         const int64_t u = walk.unit(e), slot = walk.slot(e);
         at[kOldH][e] = state.h_of(slot)[u];
@@ -266,7 +259,6 @@ void backward_rows(const Layer<T>& layer, const Backward<T>& run, const T* packe
   Scratch<T, kColumns> at(size * H);
   PendingProducts<T, G> pending(layer, size);
   Walk<T> walk(layer);
-  T* dx[kRowBlock];
   int32_t number[kLargestGroup];
   double time[kLargestGroup], grad_time[kLargestGroup];
   std::vector<double> inverse(H);
@@ -349,18 +341,15 @@ void backward_rows(const Layer<T>& layer, const Backward<T>& run, const T* packe
         add_gate(in_phase, at[kInRatio][e], (time[slot] - run.shift[u]) * inverse[u], H, gate_sums + u);
         grad_time[slot] += in_phase;
       }
-      for (int64_t e = 0; e < count;) {
-        const int n = walk.alike(e, kRowBlock);
-        const int64_t u = walk.unit(e), ahead = (walk.unit_after(e + n) - u) * packing.unit();
-        for (int r = 0; r < n; ++r) dx[r] = grad.h_of(walk.slot(e + r));
-        with_number<kRowBlock>(n, [&](auto rows_in_block) {
-          for_parts(packing, run.grad_input != nullptr, [&](const int(&slots)[G], int64_t from, int64_t width) {
-            spread_rows<T, G, rows_in_block()>(packing.state_rows(packed, u), packing.row(), from, width, slots,
-                                               &d[4 * e], dx, ahead);
-          });
+      walk.for_blocks([&](auto block, int64_t e, int64_t next) {
+        const int64_t u = walk.unit(e), ahead = (walk.unit(next) - u) * packing.unit();
+        T* dx[block()];
+        for (int r = 0; r < block(); ++r) dx[r] = grad.h_of(walk.slot(e + r));
+        for_parts(packing, run.grad_input != nullptr, [&](const int(&slots)[G], int64_t from, int64_t width) {
+          spread_rows<T, G, block()>(packing.state_rows(packed, u), packing.row(), from, width, slots, &d[4 * e], dx,
+                                     ahead);
         });
-        e += n;
-      }
+      });
       for (Tick rest = tick; rest; rest &= rest - 1) {
         const int slot = __builtin_ctz(rest);
         if (!walk.has_events(slot)) continue;

@@ -26,6 +26,17 @@ constexpr int kSlotBits = 4;
 constexpr int64_t kLargestGroup = 1 << kSlotBits;
 using Tick = uint32_t;
 
+// Sequences that share a read of weights, as many as the registers hold.
+constexpr int kRowBlock = kFloatLanes == 16 ? 4 : 2;
+
+// Calls f with a number from 1 to `most` as a constant.
+template <int most, typename F>
+inline void with_number(int64_t number, const F& f) {
+  if constexpr (most > 1)
+    if (number < most) return with_number<most - 1>(number, f);
+  f(std::integral_constant<int, most>());
+}
+
 // A function of the batch alone, as every bit of the result is.
 inline int64_t group_rows(int64_t batch) { return std::max<int64_t>(1, std::min(kLargestGroup, batch / 2)); }
 
@@ -55,9 +66,12 @@ class Walk {
  public:
   explicit Walk(const Layer<T>& layer)
       : layer_(layer),
-        starts_((layer.units + 7) / 8),
-        counts_(8 * starts_.size()),
-        event_(group_rows(layer.batch) * layer.units),
+        most_blocks_(layer.units * (kLargestGroup / kRowBlock) + kLargestGroup),
+        slots_((layer.units + kWords - 1) / kWords * kWords),
+        open_(slots_.size() + kFloatLanes),
+        event_(group_rows(layer.batch) * layer.units + kLargestGroup),
+        number_(event_.size()),
+        blocks_((kRowBlock + 1) * most_blocks_),
         phase_(padded<T>(event_.size()), T(0)),
         ratio_(padded<T>(event_.size()), T(1)) {}
 
@@ -84,7 +98,7 @@ class Walk {
   // units by slot.
   void advance(Tick tick) {
     move(tick, true);
-    (tick & (tick - 1)) ? merge(tick) : list(__builtin_ctz(tick));
+    merge(tick);
   }
 
   // Steps back with the sequences of a tick. What its events are is then to be taken from the tape.
@@ -125,14 +139,24 @@ class Walk {
   // Columns of phases and ratios, with room for a whole vector.
   const T* phases() const { return phase_.data(); }
   const T* ratios() const { return ratio_.data(); }
-  // Events from e on, up to `most`, that are of the same unit.
-  int alike(int64_t e, int most) const {
-    int n = 1;
-    while (n < most && e + n < count_ && unit(e + n) == unit(e)) ++n;
-    return n;
+  // Calls f(size, e, next) for blocks of events e, e + 1 .. of one unit, `size` of them, a constant; the next block begins
+  // with event `next`. In the order of the units.
+  template <typename F>
+  void for_blocks(const F& f) const {
+    for (int64_t e = 0; e < count_;) {
+      const int n = alike(e, kRowBlock);
+      with_number<kRowBlock>(n, [&](auto size) { f(size, e, std::min(e + n, count_ - 1)); });
+      e += n;
+    }
   }
-  // The unit whose weights will be wanted next.
-  int64_t unit_after(int64_t e) const { return unit(std::min(e, count_ - 1)); }
+  // After `advance`: calls f(size, e), blocks of one size after those of another: a branch on the size, block by block, is
+  // hard to foresee. But a unit may come twice.
+  template <int size = kRowBlock, typename F>
+  void for_blocks_by_size(const F& f) const {
+    const int32_t* begins = blocks_.data() + size * most_blocks_;
+    for (int64_t i = 0; i < blocks_of_[size]; ++i) f(std::integral_constant<int, size>(), begins[i]);
+    if constexpr (size > 1) for_blocks_by_size<size - 1>(f);
+  }
 
   // Of a slot that the present tick moves: its step, whether it has events there, its place in (N, L).
   int64_t step(int64_t slot) const { return step_[slot]; }
@@ -140,6 +164,13 @@ class Walk {
   int64_t place(int64_t slot) const { return (first_ + slot) * layer_.steps + step_[slot]; }
 
  private:
+  // Events from e on, up to `most`, that are of the same unit.
+  int alike(int64_t e, int most) const {
+    int n = 1;
+    while (n < most && e + n < count_ && unit(e + n) == unit(e)) ++n;
+    return n;
+  }
+
   double time(int64_t slot, int64_t position) const {
     const double time = layer_.times[(first_ + slot) * layer_.steps +
                                      (layer_.reverse ? valid_[slot] - 1 - position : position)];
@@ -210,53 +241,56 @@ class Walk {
     }
   }
 
-  void list(int slot) {
-    for (int64_t e = 0; e < found_[slot]; ++e) put(e, first_event_[slot] + e, slot);
-  }
-
-  // A counting sort by unit; slots are taken in their order. A unit has an event in each slot at most, so that a byte
-  // counts them, and eight units are summed up in one go.
+  // A unit's open slots are the bits of a number; units come in order, and of each its slots.
   void merge(Tick tick) {
-    std::fill(counts_.begin(), counts_.end(), 0);
+    std::fill(slots_.begin(), slots_.end(), 0);
     for (Tick rest = tick; rest; rest &= rest - 1) {
       const int slot = __builtin_ctz(rest);
       const int32_t* units = layer_.events.units + first_event_[slot];
-      for (int64_t e = 0; e < found_[slot]; ++e) ++counts_[units[e]];
+      for (int64_t e = 0; e < found_[slot]; ++e) slots_[units[e]] |= static_cast<uint16_t>(1u << slot);
     }
-    int32_t before = 0;
-    for (size_t eight = 0; eight < starts_.size(); ++eight) {
-      uint64_t counts;
-      std::memcpy(&counts, &counts_[8 * eight], sizeof counts);
-      // Byte j of the product is the sum of bytes 0 .. j; at most 8 * 16.
-      const uint64_t up_to = counts * 0x0101010101010101u, ahead = up_to - counts;
-      std::memcpy(&counts_[8 * eight], &ahead, sizeof ahead);
-      starts_[eight] = std::exchange(before, before + static_cast<int32_t>(up_to >> 56));
+    // The units that are open in any slot: first their list, since branches on bits are hard to foresee.
+    int32_t* open_end = open_.data();
+    for (int64_t from = 0; from < layer_.units; from += kWords) {
+      const unsigned bits = nonzero_bits(&slots_[from]);
+      for (int i = 0; i < kWords; i += kFloatLanes)
+        open_end += put_numbers(open_end, from + i, bits >> i & ((1u << kFloatLanes) - 1));
     }
-    uint8_t* counts = counts_.data();
-    const int32_t* starts = starts_.data();
-    for (Tick rest = tick; rest; rest &= rest - 1) {
-      const int slot = __builtin_ctz(rest);
-      const int32_t* units = layer_.events.units;
-      for (int64_t e = first_event_[slot], end = e + found_[slot]; e < end; ++e)
-        put(starts[units[e] / 8] + counts[units[e]]++, e, slot);
+    std::fill_n(blocks_of_, kRowBlock + 1, 0);
+    Counters counters;
+    int64_t at = 0;
+    for (const int32_t* open = open_.data(); open < open_end; ++open) {
+      const int32_t u = *open;
+      const int n = counters.take(slots_[u], static_cast<uint32_t>(u) << kSlotBits, &event_[at], &number_[at]);
+      for (int i = 0; i < n; i += Simd<T>::kLanes) store(&ratio_[at + i], splat(layer_.ratio_on[u]));
+      // All that may be whole blocks are written, and those that are, counted.
+      for (int i = 0; i < kLargestGroup / kRowBlock; ++i)
+        block(kRowBlock)[blocks_of_[kRowBlock] + i] = static_cast<int32_t>(at + i * kRowBlock);
+      blocks_of_[kRowBlock] += n / kRowBlock;
+      const int left = n % kRowBlock;
+      block(left)[blocks_of_[left]] = static_cast<int32_t>(at + n - left);
+      blocks_of_[left] += left > 0;
+      at += n;
     }
+    for (int64_t e = 0; e < count_; ++e) phase_[e] = layer_.events.phases[first_event_[slot(e)] + number_[e]];
   }
 
-  void put(int64_t at, int64_t event, int slot) {
-    const auto unit = static_cast<uint32_t>(layer_.events.units[event]);
-    event_[at] = unit << kSlotBits | static_cast<uint32_t>(slot);
-    phase_[at] = layer_.events.phases[event];
-    ratio_[at] = layer_.ratio_on[unit];
-  }
+  int32_t* block(int size) { return blocks_.data() + size * most_blocks_; }
 
   // As many bits as a T, to carry an event's number on the tape.
   using Code = std::conditional_t<sizeof(T) == 4, uint32_t, uint64_t>;
 
   const Layer<T>& layer_;
-  // Scratch of `merge`: where each eight units' events begin, and a unit's behind that.
-  std::vector<int32_t> starts_;
-  std::vector<uint8_t> counts_;
-  std::vector<uint32_t> event_;  // unit << kSlotBits | slot
+  int64_t most_blocks_;
+  // Of each unit, the slots in which it is open.
+  std::vector<uint16_t> slots_;
+  std::vector<int32_t> open_;
+  // unit << kSlotBits | slot, and an event's number among those of its slot, with room for a vector behind the last.
+  std::vector<uint32_t> event_;
+  std::vector<int32_t> number_;
+  // Where the blocks of each size begin, and how many there are; size 0 is for what is no block.
+  std::vector<int32_t> blocks_;
+  int64_t blocks_of_[kRowBlock + 1];
   Buffer<T> phase_, ratio_;
   std::vector<Tick> ticks_;
   Tick tick_ = 0;  // the present one
