@@ -42,4 +42,12 @@ struct LineAllocator {
 template <typename T>
 using Buffer = std::vector<T, LineAllocator<T>>;
 
+// Room for `size` values, not more than needed; what was there is lost when it was too small.
+template <typename T>
+void make_room(Buffer<T>& buffer, std::size_t size) {
+  if (buffer.size() >= size) return;
+  buffer = Buffer<T>();
+  buffer.resize(size);
+}
+
 }  // namespace phased_lstm

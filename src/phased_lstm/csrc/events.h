@@ -9,17 +9,18 @@
 
 #include "instruction_set.h"
 #include "kernels.h"
+#include "kept.h"
 #include "tensors.h"
 
 namespace {
 
 using phased_lstm::Buffer;
 using phased_lstm::EventBlock;
+using phased_lstm::EventMemory;
 using phased_lstm::Events;
 using phased_lstm::GateTimes;
-
-// Memory up to so much is kept by a thread from call to call: fresh pages cost as much as what is done with them.
-constexpr size_t kKeptBytes = size_t(8) << 20;
+using phased_lstm::kept_events;
+using phased_lstm::kKeptBytes;
 
 // Steps of a row whose events are looked for in one go.
 constexpr int64_t kStepsInBlock = 8192;
@@ -89,20 +90,6 @@ struct GateOf {
   }
 };
 
-// What events are found in and held in.
-template <typename T>
-struct EventMemory {
-  std::vector<EventBlock<T>> blocks;
-  Buffer<int64_t> offsets;
-  Buffer<int32_t> units;
-  Buffer<T> phases;
-  size_t bytes() const {
-    size_t events = units.capacity();
-    for (const EventBlock<T>& block : blocks) events += block.units.capacity();
-    return events * (sizeof(int32_t) + sizeof(T)) + offsets.capacity() * sizeof(int64_t);
-  }
-};
-
 // The open events of every row of times; phases are of type T. They lie in tensors when they are to be returned.
 template <typename T>
 class FoundEvents {
@@ -111,7 +98,7 @@ class FoundEvents {
 
   // `like`: a tensor on the device, or null to hold the events in memory of its own.
   FoundEvents(const Tensor* like, const Times& times, const GateOf& of, int64_t hidden, bool all_open)
-      : memory_(std::exchange(kept(), {})) {
+      : memory_(std::exchange(kept_events<T>(), {})) {
     const int64_t rows = times.rows, steps = times.steps;
     const GateTimes gate{times.coarse, times.residue, rows, steps, hidden, of.period, of.shift, of.ratio_on, all_open};
     const int64_t blocks_in_row = (steps + kStepsInBlock - 1) / kStepsInBlock, blocks = rows * blocks_in_row;
@@ -142,11 +129,11 @@ class FoundEvents {
         std::copy_n(found[block].phases.data(), found[block].count, phase_data + starts[block]);
       }
     });
-    if (memory_.bytes() > kKeptBytes) found.clear();
+    if (memory_.bytes() > kKeptBytes) found = {};
     events = {counts, unit_data, phase_data, total, rows == 1};
   }
   ~FoundEvents() {
-    if (memory_.bytes() <= kKeptBytes) std::swap(kept(), memory_);
+    if (memory_.bytes() <= kKeptBytes) std::swap(kept_events<T>(), memory_);
   }
   FoundEvents(const FoundEvents&) = delete;
 
@@ -155,18 +142,12 @@ class FoundEvents {
  private:
   EventMemory<T> memory_;
 
-  // Of the thread that calls the operator.
-  static EventMemory<T>& kept() {
-    static thread_local EventMemory<T> memory;
-    return memory;
-  }
-
   template <typename V>
   static V* room(const Tensor* like, std::vector<int64_t> shape, MaybeTensor& tensor, Buffer<V>& own) {
     if (like) return output<V>(tensor.emplace(blank<V>(*like, shape)));
     int64_t size = 1;
     for (const int64_t part : shape) size *= part;
-    if (static_cast<int64_t>(own.size()) < size) own.resize(size);
+    make_room(own, size);
     return own.data();
   }
 };

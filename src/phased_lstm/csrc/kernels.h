@@ -100,6 +100,11 @@ struct EventBlock {
   Buffer<int32_t> units;
   Buffer<T> phases;
   int64_t count = 0;
+  // Makes room for so many, and forgets what was there.
+  void begin(int64_t events) {
+    if (static_cast<int64_t>(units.size()) < events) units = {}, phases = {};
+    grow(events);
+  }
   // Makes room for so many.
   void grow(int64_t events) {
     if (static_cast<int64_t>(units.size()) >= events) return;
@@ -121,7 +126,8 @@ struct KernelTable {
   int64_t (*tape_fields)(const Layer<T>&, bool lstm);
   // Values in the packed weights.
   int64_t (*packed_size)(const Layer<T>&, bool lstm);
-  // Units begin .. end. `wanted`: (H), which units' weights will be read; null for all. The others are left as they are.
+  // Units begin .. end. `wanted`: (H), which units' weights will be read; null for all. The others are left as they
+  // are.
   void (*pack)(const Layer<T>&, bool lstm, T* packed, const uint8_t* wanted, int64_t begin, int64_t end);
   void (*forward)(const Layer<T>&, bool lstm, const Forward<T>&, const T* packed, int64_t begin, int64_t end);
   // Values in one chunk's share of the gradients.

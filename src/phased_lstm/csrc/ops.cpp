@@ -14,6 +14,7 @@
 #include "instruction_set.h"
 #include "kernels.h"
 #include "tensors.h"
+#include "weights.h"
 
 namespace {
 
@@ -25,9 +26,6 @@ constexpr int64_t kChunks = 16;
 
 // From so many sequences on, those that can run side by side do.
 constexpr int64_t kPanelBatch = 4;
-
-// Events per unit below which it is worth looking which units have any.
-constexpr int64_t kFewEvents = 4;
 
 // The operands that all operators share.
 struct Operands {
@@ -101,28 +99,13 @@ Layer<T> layer_of(int64_t gates, const Operands& from, const Times& times, Event
   return layer;
 }
 
-// Weights that a thread packs at a time.
-constexpr size_t kPackedBytes = size_t(1) << 18;
-
 // The weights of the units that have events, in memory that the thread keeps, or in `own` if they are large. Valid until
 // the thread packs again.
 template <typename T>
 const T* packed_weights(const Layer<T>& layer, bool lstm, Buffer<T>& own) {
-  static thread_local Buffer<T> kept;
-  const auto size = static_cast<size_t>(table<T>().packed_size(layer, lstm));
-  Buffer<T>& packed = size * sizeof(T) <= kKeptBytes ? kept : own;
-  if (packed.size() < size) packed.resize(size);
-  std::vector<uint8_t> wanted;
-  // In a long sequence they are all wanted, and looking would take its time.
-  if (layer.events.count < kFewEvents * layer.units) {
-    wanted.resize(layer.units, 0);
-    for (int64_t e = 0; e < layer.events.count; ++e) wanted[layer.events.units[e]] = 1;
-  }
-  const uint8_t* of = wanted.empty() ? nullptr : wanted.data();
-  const auto parts = of ? 1 : static_cast<int64_t>(1 + size * sizeof(T) / kPackedBytes);
-  spread(parts, [&](int64_t begin, int64_t end) {
-    table<T>().pack(layer, lstm, packed.data(), of, begin * layer.units / parts, end * layer.units / parts);
-  });
+  const auto bytes = table<T>().packed_size(layer, lstm) * sizeof(T);
+  Buffer<T>& packed = bytes <= kKeptBytes ? kept_weights<T>() : own;
+  pack_open(layer, lstm, packed);
   return packed.data();
 }
 

@@ -34,7 +34,8 @@ inline void multiply_rows(const T* rows, int64_t stride, int64_t from, int64_t w
   }
 }
 
-// The four sums of a unit for NR sequences, into out[slot * stride + r]. `x`: their states with the features behind; `few`: their features when there are few.
+// The four sums of a unit for NR sequences, into out[slot * stride + r]. `x`: their states with the features behind;
+// `few`: their features when there are few.
 template <typename T, int G, int NR, bool ask>
 inline void unit_sums(const Packing<T, G>& packing, const T* packed, int64_t u, int64_t next, const T* const* x,
                       const T* const* few, T* out, int64_t stride) {
@@ -129,7 +130,8 @@ struct GroupState {
   }
 };
 
-// Columns of scratch, an entry for each event of a tick. Whole vectors fit behind the last one.
+// Columns of scratch, an entry for each event of a tick. Whole vectors fit behind the last one, and columns are not
+// whole pages apart: a load from one would have to wait for a store just made to another.
 template <typename T, int Columns>
 struct Scratch {
   int64_t width;

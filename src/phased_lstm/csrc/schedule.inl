@@ -133,7 +133,7 @@ void find_events(const GateTimes& gate, int64_t row, int64_t begin, int64_t end,
   Candidates candidates(inverse, turns, ratio_on, units, gate.all_open ? 0 : std::min(kScannedSteps, end - begin));
   const int32_t* ends[kScannedSteps];
   Buffer<double> phase_at(gate.all_open ? units : 0);
-  found.grow(static_cast<int64_t>(most_open * static_cast<double>(end - begin)) + width);
+  found.begin(static_cast<int64_t>(most_open * static_cast<double>(end - begin)) + width);
   int64_t count = 0;
   for (int64_t scanned = begin; scanned < end; scanned += kScannedSteps) {
     const int64_t until = std::min(end, scanned + kScannedSteps);

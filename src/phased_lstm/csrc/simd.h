@@ -383,6 +383,14 @@ inline int put_numbers(int32_t* to, int64_t first, unsigned bits) {
   return __builtin_popcount(bits);
 }
 
+// Calls f with a number from 1 to `most` as a constant.
+template <int most, typename F>
+inline void with_number(int64_t number, const F& f) {
+  if constexpr (most > 1)
+    if (number < most) return with_number<most - 1>(number, f);
+  f(std::integral_constant<int, most>());
+}
+
 // Numbers that `nonzero_bits` looks at.
 constexpr int kWords = 16;
 
@@ -407,7 +415,7 @@ inline unsigned nonzero_bits(const uint16_t* p) {
 class Counters {
  public:
   // Of each counter chosen by `bits`, in order, writes `code` with the counter's number in its low four bits, and the
-  // count, which then goes up by one. Returns how many were chosen; sixteen of each are written.
+  // count, which then goes up by one. Returns how many were chosen; up to sixteen of each are written.
   int take(unsigned bits, uint32_t code, uint32_t* codes, int32_t* counts) {
 #if PHASED_LSTM_LANES == 16 && defined(__AVX512F__)
     const auto chosen = static_cast<__mmask16>(bits);

@@ -13,6 +13,7 @@
 #include "instruction_set.h"
 #include "kernels.h"
 #include "tensors.h"
+#include "weights.h"
 
 namespace {
 
@@ -24,9 +25,6 @@ constexpr int64_t kMostRows = 64, kFewestRows = 4;
 
 // Integer times stay within this of zero, so that a difference of two cannot overflow.
 constexpr int64_t kIntegerTimes = int64_t(1) << 62;
-
-// Events per unit below which it is worth looking which units have any.
-constexpr int64_t kFewEvents = 4;
 
 // The events of one stream in a push: count of them from `begin` on, in the order of `Push::order`.
 struct Segment {
@@ -240,18 +238,6 @@ class LayerRun {
   T *new_h_, *new_c_;
   Rows<T>& rows_;
 };
-
-// Packs the weights of the units that have events.
-template <typename T>
-void pack_open(const Layer<T>& layer, bool lstm, Buffer<T>& packed) {
-  packed.resize(table<T>().packed_size(layer, lstm));
-  std::vector<uint8_t> wanted;
-  if (layer.events.count < kFewEvents * layer.units) {
-    wanted.resize(layer.units, 0);
-    for (int64_t e = 0; e < layer.events.count; ++e) wanted[layer.events.units[e]] = 1;
-  }
-  table<T>().pack(layer, lstm, packed.data(), wanted.empty() ? nullptr : wanted.data(), 0, layer.units);
-}
 
 // What the operator takes besides the events.
 struct Stack {

@@ -10,7 +10,6 @@
 #include <limits>
 #include <stdexcept>
 #include <type_traits>
-#include <utility>
 #include <vector>
 
 #include "kernels.h"
@@ -28,14 +27,6 @@ using Tick = uint32_t;
 
 // Sequences that share a read of weights, as many as the registers hold.
 constexpr int kRowBlock = kFloatLanes == 16 ? 4 : 2;
-
-// Calls f with a number from 1 to `most` as a constant.
-template <int most, typename F>
-inline void with_number(int64_t number, const F& f) {
-  if constexpr (most > 1)
-    if (number < most) return with_number<most - 1>(number, f);
-  f(std::integral_constant<int, most>());
-}
 
 // A function of the batch alone, as every bit of the result is.
 inline int64_t group_rows(int64_t batch) { return std::max<int64_t>(1, std::min(kLargestGroup, batch / 2)); }
@@ -66,14 +57,14 @@ class Walk {
  public:
   explicit Walk(const Layer<T>& layer)
       : layer_(layer),
-        most_blocks_(layer.units * (kLargestGroup / kRowBlock) + kLargestGroup),
+        most_blocks_(layer.units * ((group_rows(layer.batch) + kRowBlock - 1) / kRowBlock) + kLargestGroup / kRowBlock),
         slots_((layer.units + kWords - 1) / kWords * kWords),
         open_(slots_.size() + kFloatLanes),
         event_(group_rows(layer.batch) * layer.units + kLargestGroup),
         number_(event_.size()),
         blocks_((kRowBlock + 1) * most_blocks_),
-        phase_(padded<T>(event_.size()), T(0)),
-        ratio_(padded<T>(event_.size()), T(1)) {}
+        phase_(event_.size(), T(0)),
+        ratio_(event_.size(), T(1)) {}
 
   // Takes sequences first .. first + rows, all before their first step, or behind their last one.
   void begin(int64_t first, int64_t rows, bool at_end) {
@@ -128,7 +119,8 @@ class Walk {
     for (int slot = 0; slot < kLargestGroup; ++slot)
       known &= seen[slot] == (tick_ >> slot & 1 ? found_[slot] : 0);
     if (!known)
-      throw std::invalid_argument("the tape is not that of these events; were times changed between forward and backward?");
+      throw std::invalid_argument(
+          "the tape is not that of these events; were times changed between forward and backward?");
     std::copy_n(tape + count_, count_, phase_.data());
     for (int64_t e = 0; e < count_; ++e) ratio_[e] = layer_.ratio_on[unit(e)];
   }
@@ -139,8 +131,8 @@ class Walk {
   // Columns of phases and ratios, with room for a whole vector.
   const T* phases() const { return phase_.data(); }
   const T* ratios() const { return ratio_.data(); }
-  // Calls f(size, e, next) for blocks of events e, e + 1 .. of one unit, `size` of them, a constant; the next block begins
-  // with event `next`. In the order of the units.
+  // Calls f(size, e, next) for blocks of events e, e + 1 .. of one unit, `size` of them, a constant, in the order of the
+  // units. The next block begins with event `next`; behind the last block that is an event of it.
   template <typename F>
   void for_blocks(const F& f) const {
     for (int64_t e = 0; e < count_;) {
@@ -149,8 +141,8 @@ class Walk {
       e += n;
     }
   }
-  // After `advance`: calls f(size, e), blocks of one size after those of another: a branch on the size, block by block, is
-  // hard to foresee. But a unit may come twice.
+  // After `advance`: calls f(size, e), blocks of one size after those of another: a branch on the size, block by block,
+  // is hard to foresee. But a unit may come twice.
   template <int size = kRowBlock, typename F>
   void for_blocks_by_size(const F& f) const {
     const int32_t* begins = blocks_.data() + size * most_blocks_;
@@ -283,13 +275,14 @@ class Walk {
   const Layer<T>& layer_;
   int64_t most_blocks_;
   // Of each unit, the slots in which it is open.
-  std::vector<uint16_t> slots_;
-  std::vector<int32_t> open_;
+  Buffer<uint16_t> slots_;
+  // The units that are open in any.
+  Buffer<int32_t> open_;
   // unit << kSlotBits | slot, and an event's number among those of its slot, with room for a vector behind the last.
-  std::vector<uint32_t> event_;
-  std::vector<int32_t> number_;
+  Buffer<uint32_t> event_;
+  Buffer<int32_t> number_;
   // Where the blocks of each size begin, and how many there are; size 0 is for what is no block.
-  std::vector<int32_t> blocks_;
+  Buffer<int32_t> blocks_;
   int64_t blocks_of_[kRowBlock + 1];
   Buffer<T> phase_, ratio_;
   std::vector<Tick> ticks_;

@@ -1,0 +1,38 @@
+// Packing the weights of the units that have events.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "instruction_set.h"
+#include "kernels.h"
+#include "tensors.h"
+
+namespace {
+
+using phased_lstm::Buffer;
+using phased_lstm::Layer;
+
+// Events per unit below which it is worth looking which units have any; in a long sequence they all do.
+constexpr int64_t kFewEvents = 4;
+
+// Weights that a thread packs at a time.
+constexpr int64_t kPackedBytes = 1 << 18;
+
+template <typename T>
+void pack_open(const Layer<T>& layer, bool lstm, Buffer<T>& packed) {
+  const int64_t size = table<T>().packed_size(layer, lstm);
+  make_room(packed, size);
+  std::vector<uint8_t> open;
+  if (layer.events.count < kFewEvents * layer.units) {
+    open.resize(layer.units, 0);
+    for (int64_t e = 0; e < layer.events.count; ++e) open[layer.events.units[e]] = 1;
+  }
+  const uint8_t* wanted = open.empty() ? nullptr : open.data();
+  const int64_t parts = wanted ? 1 : 1 + size * static_cast<int64_t>(sizeof(T)) / kPackedBytes;
+  spread(parts, [&](int64_t begin, int64_t end) {
+    table<T>().pack(layer, lstm, packed.data(), wanted, begin * layer.units / parts, end * layer.units / parts);
+  });
+}
+
+}  // namespace
