@@ -13,6 +13,8 @@
 #include <string>
 #include <vector>
 
+#include "buffer.h"
+
 namespace {
 
 using torch::headeronly::ScalarType;
@@ -75,7 +77,9 @@ Tensor blank(const Tensor& like, std::vector<int64_t> shape, bool zero = false) 
   AtenTensorHandle made;
   TORCH_ERROR_CODE_CHECK(aoti_torch_aten_new_empty(like.get(), shape.data(), static_cast<int64_t>(shape.size()), &type,
                                                    nullptr, nullptr, 0, nullptr, &made));
-  return Tensor(made);
+  Tensor tensor(made);
+  phased_lstm::ask_for_large_pages(tensor.mutable_data_ptr(), tensor.numel() * sizeof(T));
+  return tensor;
 }
 
 // Runs f over [0, count) on torch's threads; an exception in any of them is raised again here.
