@@ -165,7 +165,7 @@ def plot_bars(groups: Mapping[str, Mapping[str, tuple[float, float]]], path: Pat
     axes.set_ylabel(label)
     axes.set_title(title, fontsize="medium", wrap=True)
     axes.grid(alpha=0.25, axis="y")
-    axes.legend(fontsize="small")
+    axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return save_figure(figure, path)
 
 
