@@ -16,13 +16,13 @@ namespace phased_lstm {
 // From so many bytes on large pages are asked for.
 constexpr std::size_t kLarge = 8 << 20, kLargePage = 2 << 20;
 
-// Asks for large pages where they fit into new memory: to get small ones, one by one, takes longer than to use them.
+// Asks for large pages where they fit into new memory of kLarge bytes and more: to get small ones, one by one, takes longer than to use them.
 // Only advice: where there are no large pages, nothing is lost.
 inline void ask_for_large_pages([[maybe_unused]] void* memory, [[maybe_unused]] std::size_t bytes) {
 #ifdef __linux__
   const auto begin = (reinterpret_cast<std::uintptr_t>(memory) + kLargePage - 1) / kLargePage * kLargePage;
   const auto end = (reinterpret_cast<std::uintptr_t>(memory) + bytes) / kLargePage * kLargePage;
-  if (bytes >= kLarge && begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
 #endif
 }
 
@@ -36,7 +36,7 @@ struct LineAllocator {
   static constexpr std::align_val_t alignment(std::size_t n) { return n * sizeof(T) < kLarge ? kLine : kPage; }
   T* allocate(std::size_t n) {
     void* const p = ::operator new(n * sizeof(T), alignment(n));
-    ask_for_large_pages(p, n * sizeof(T));
+    if (n * sizeof(T) >= kLarge) ask_for_large_pages(p, n * sizeof(T));
     return static_cast<T*>(p);
   }
   // Without a value given, memory is left as it is: most buffers are written before they are read.

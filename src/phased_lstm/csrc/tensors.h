@@ -78,7 +78,10 @@ Tensor blank(const Tensor& like, std::vector<int64_t> shape, bool zero = false) 
   TORCH_ERROR_CODE_CHECK(aoti_torch_aten_new_empty(like.get(), shape.data(), static_cast<int64_t>(shape.size()), &type,
                                                    nullptr, nullptr, 0, nullptr, &made));
   Tensor tensor(made);
-  phased_lstm::ask_for_large_pages(tensor.mutable_data_ptr(), tensor.numel() * sizeof(T));
+  size_t bytes = sizeof(T);
+  for (const int64_t part : shape) bytes *= part;
+  // Small tensors are many, and asking one for its memory takes its time.
+  if (bytes >= phased_lstm::kLarge) phased_lstm::ask_for_large_pages(tensor.mutable_data_ptr(), bytes);
   return tensor;
 }
 

@@ -12,6 +12,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "bits.h"
 #include "kernels.h"
 #include "simd.h"
 

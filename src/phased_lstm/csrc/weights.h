@@ -1,7 +1,6 @@
 // Packing the weights of the units that have events.
 #pragma once
 
-#include <algorithm>
 #include <vector>
 
 #include "instruction_set.h"
