@@ -71,6 +71,66 @@ def test_summary_holds_every_seed_with_mean_and_deviation(tmp_path: Path) -> Non
     assert [path.read_bytes()[:8] for path in tiny.figures(summary, tmp_path)] == [PNG, PNG]
 
 
+def test_a_summary_keeps_runs_that_are_not_here(tmp_path: Path) -> None:
+    tiny = experiment()
+    assert runner.run(tiny, tmp_path / "there", seeds=[0], progress=False)
+    runner.time_steps(tiny, tmp_path / "there", quick=False, variants=None, rounds=1)
+    before = runner.summarise(tiny, tmp_path / "there", tmp_path / "results")
+    assert runner.run(tiny, tmp_path / "here", seeds=[1], variants=["Phased"], progress=False)
+    phased, basic = runner.summarise(tiny, tmp_path / "here", tmp_path / "results", keep=True)["rows"]
+    assert basic == before["rows"][1]
+    assert [run["seed"] for run in phased["runs"]] == [0, 1]
+    assert phased["runs"][0] == before["rows"][0]["runs"][0]
+    assert phased["curves"][0] == before["rows"][0]["curves"][0]
+    assert phased["mean"]["test_loss"] == statistics.fmean(run["test_loss"] for run in phased["runs"])
+    assert runner.run(tiny, tmp_path / "again", seeds=[0], steps=2, variants=["Phased"], progress=False)
+    again = runner.summarise(tiny, tmp_path / "again", tmp_path / "results", keep=True)
+    assert [run["steps"] for run in again["rows"][0]["runs"]] == [2, 4]
+    assert again["timing"] == before["timing"]
+    alone = runner.summarise(tiny, tmp_path / "again", tmp_path / "results")
+    assert [len(row["runs"]) for row in alone["rows"]] == [1]
+
+
+def test_a_summary_keeps_no_runs_of_other_settings(tmp_path: Path) -> None:
+    assert runner.run(experiment(), tmp_path, seeds=[0], progress=False)
+    runner.summarise(experiment(), tmp_path, tmp_path)
+    with pytest.raises(RunError, match="Phased to keep have other settings"):
+        runner.summarise(experiment(lr=0.5), tmp_path, tmp_path, keep=True)
+    kept = json.loads((tmp_path / "summary.json").read_text())
+    kept["rows"][0]["variant"] = "Gone"
+    (tmp_path / "summary.json").write_text(json.dumps(kept))
+    with pytest.raises(RunError, match="that tiny lacks: Gone"):
+        runner.summarise(experiment(), tmp_path, tmp_path, keep=True)
+
+
+def test_seconds_on_different_devices_have_no_mean(tmp_path: Path) -> None:
+    tiny = experiment()
+    assert runner.run(tiny, tmp_path, variants=["Phased"], progress=False)
+    file = tmp_path / "Phased" / "seed1" / "results.json"
+    results = json.loads(file.read_text())
+    assert results["device"] == "cpu"
+    file.write_text(json.dumps(results | {"device": "a GPU"}))
+    (row,) = runner.summarise(tiny, tmp_path, tmp_path)["rows"]
+    assert "seconds_per_step" not in row["mean"]
+    assert "test_loss" in row["mean"]
+
+
+def test_a_device_that_is_not_there_is_named(tmp_path: Path) -> None:
+    for name in ("nowhere", "cuda:1000"):
+        with pytest.raises(RunError, match=f"device '{name}' cannot be used"):
+            runner.run(experiment(), tmp_path, device=name)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_run_on_a_gpu_sees_the_batches_of_the_cpu(tmp_path: Path) -> None:
+    tiny = experiment()
+    losses = []
+    for device in ("cpu", "cuda"):
+        assert runner.run(tiny, tmp_path / device, seeds=[0], device=device, progress=False)
+        losses.append([float(row["train_loss"]) for row in read_log(tmp_path / device / "Basic" / "seed0")])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
 def test_table_names_what_falls_short_of_the_protocol(tmp_path: Path) -> None:
     tiny = experiment()
     assert runner.run(tiny, tmp_path, variants=["Phased"], seeds=[1], steps=2, progress=False)

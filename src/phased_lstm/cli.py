@@ -97,6 +97,11 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     run.add_argument("--results", type=Path, help="folder of summary.json and pictures (default: that of the runs)")
     run.add_argument("--summary-only", action="store_true", help="train nothing, gather what is finished")
     run.add_argument(
+        "--keep",
+        action="store_true",
+        help="add to the runs that the summary in --results has, rather than replace them",
+    )
+    run.add_argument(
         "--report",
         type=Path,
         metavar="FOLDER",
@@ -110,6 +115,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         help="first time a training step of each variant, in turns, so many times",
     )
     run.add_argument("--threads", type=int, default=0, help="CPU threads, 0 for torch's choice")
+    run.add_argument("--device", default="cpu", help="cpu, or cuda, which is for the baselines (default: cpu)")
     run.add_argument("--quiet", action="store_true", help="no progress bars")
     run.set_defaults(command=_experiment)
 
@@ -187,14 +193,16 @@ def _experiment(options: argparse.Namespace) -> int:
     out = options.out or Path("runs/experiments") / (options.name + ("-quick" if options.quick else ""))
     results = options.results or out
     if options.time:
-        runner.time_steps(experiment, out, quick=options.quick, variants=options.variants, rounds=options.time)
+        runner.time_steps(
+            experiment, out, quick=options.quick, variants=options.variants, rounds=options.time, device=options.device
+        )
     if not options.summary_only and not runner.run(
         experiment, out, quick=options.quick, variants=options.variants, seeds=options.seeds, steps=options.steps,
-        progress=not options.quiet,
+        device=options.device, progress=not options.quiet,
     ):  # fmt: skip
         print("interrupted; the same command goes on")
         return _INTERRUPTED
-    summary = runner.summarise(experiment, out, results, quick=options.quick)
+    summary = runner.summarise(experiment, out, results, quick=options.quick, keep=options.keep)
     print(f"{experiment.title}\n\n{runner.table(summary)}\n")
     for path in (results / runner.SUMMARY, *experiment.figures(summary, results)):
         print(path)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
+
 from ..training.loop import Task
 
 
@@ -30,6 +32,9 @@ class Variant:
 
 class ExperimentTask(Task, Protocol):
     """A training task that also gives the figures of its table row."""
+
+    def to(self, device: torch.device) -> None:
+        """Train and evaluate there; before the first step."""
 
     def finish(self) -> dict[str, Any]:
         """Evaluate after the last step.

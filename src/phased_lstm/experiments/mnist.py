@@ -123,6 +123,11 @@ class MnistTask:
             self.optimizer = torch.optim.Adam(parameters, lr=config.lr)
         self._epoch: tuple[int, Tensor] = (-1, torch.empty(0))
 
+    def to(self, device: torch.device) -> None:
+        """Train and evaluate there."""
+        self.model.to(device)
+        self.digits = Digits(*(part.to(device) for part in self.digits))
+
     def train_step(self, step: int) -> dict[str, float]:
         config = self.config
         chosen = self._batch(step)

@@ -94,8 +94,9 @@ class SequenceModel(nn.Module):
         if self.per_step:
             return self.head(output)
         # One direction: what comes after the last valid step does not reach its output.
-        last = output[:, -1] if lengths is None else output[torch.arange(len(output)), lengths - 1]
-        return self.head(last)
+        if lengths is None:
+            return self.head(output[:, -1])
+        return self.head(output[torch.arange(len(output), device=output.device), lengths - 1])
 
     def _features(self, values: Tensor, times: Tensor, lengths: Tensor | None) -> Tensor:
         if self.time_feature != "none":
@@ -108,7 +109,7 @@ class SequenceModel(nn.Module):
             return values
         if lengths is None:
             return self.norm(values.flatten(0, 1)).view_as(values)
-        valid = torch.arange(values.shape[1]) < lengths.unsqueeze(1)
+        valid = torch.arange(values.shape[1], device=values.device) < lengths.unsqueeze(1)
         normal = torch.zeros_like(values)
         normal[valid] = self.norm(values[valid])
         return normal
@@ -123,6 +124,8 @@ class SequenceModel(nn.Module):
         """
         if not self.is_phased:
             return {}
+        device = self.head.weight.device
+        times, lengths = times.to(device), None if lengths is None else lengths.to(device)
         shares = torch.stack([gate.openness(times, lengths).fraction for gate in self.rnn.gates])
         steps = times.shape[-1] if lengths is None else float(lengths.double().mean())
         share = float(shares.mean())

@@ -35,6 +35,7 @@ def run(
     variants: Sequence[str] | None = None,
     seeds: Sequence[int] | None = None,
     steps: int | None = None,
+    device: str = "cpu",
     progress: bool = True,
 ) -> bool:
     """Train what is not trained yet, seed by seed, so that every variant has one before any has two.
@@ -46,27 +47,44 @@ def run(
         variants: names of those to run; None for all.
         seeds: None for the experiment's.
         steps: training steps instead of the variants' own; fewer than the protocol's are named in the summary.
+        device: where, as torch names it. Native kernels are for the CPU; elsewhere a gate takes the reference backend.
         progress: show progress bars.
 
     Returns:
         True when all is trained, False when interrupted.
 
     Raises:
-        RunError: an unknown variant, or a folder that cannot be used.
+        RunError: an unknown variant, a folder that cannot be used, or a device that is not there.
         DataError: data are missing.
     """
+    where = _device(device)
     schedule = experiment.quick_schedule if quick else experiment.schedule
     for seed in schedule.seeds if seeds is None else seeds:
         for variant in _chosen(experiment, quick, variants):
-            if not _run_one(experiment, variant, seed, out, schedule, steps, progress):
+            if not _run_one(experiment, variant, seed, out, schedule, steps, where, progress):
                 return False
     return True
 
 
-def time_steps(experiment: Experiment, out: Path, *, quick: bool, variants: Sequence[str] | None, rounds: int) -> None:
-    """Time a training step of every variant in turns, in this process, and write the medians to `out/timing.json`."""
+def time_steps(
+    experiment: Experiment,
+    out: Path,
+    *,
+    quick: bool,
+    variants: Sequence[str] | None,
+    rounds: int,
+    device: str = "cpu",
+) -> None:
+    """Time a training step of every variant in turns, in this process, and write the medians to `out/timing.json`.
+
+    Raises:
+        RunError: an unknown variant, or a device that is not there.
+    """
+    where = _device(device)
     chosen = _chosen(experiment, quick, variants)
     tasks = [experiment.task(variant, 0) for variant in chosen]
+    for task in tasks:
+        task.to(where)
     seconds: list[list[float]] = [[] for _ in chosen]
     for round_ in range(rounds + 1):
         for task, measured in zip(tasks, seconds, strict=True):
@@ -84,10 +102,12 @@ def time_steps(experiment: Experiment, out: Path, *, quick: bool, variants: Sequ
     }
     folder = RunFolder(out, ("step",))
     out.mkdir(parents=True, exist_ok=True)
-    folder.write_json(TIMING, {"rounds": rounds, "threads": torch.get_num_threads(), "rows": rows})
+    folder.write_json(TIMING, {"rounds": rounds, "threads": torch.get_num_threads(), **_machine(where), "rows": rows})
 
 
-def summarise(experiment: Experiment, out: Path, results: Path, *, quick: bool = False) -> dict[str, Any]:
+def summarise(
+    experiment: Experiment, out: Path, results: Path, *, quick: bool = False, keep: bool = False
+) -> dict[str, Any]:
     """Gather finished runs under `out` into `results/summary.json`: every seed, mean and standard deviation.
 
     Args:
@@ -95,20 +115,27 @@ def summarise(experiment: Experiment, out: Path, results: Path, *, quick: bool =
         out: folder of the runs.
         results: folder of the summary.
         quick: whether the quick variants were run.
+        keep: whether the summary that `results` has already keeps its runs, those aside that `out` has anew, and
+            its timing unless `out` has one.
 
     Returns:
         The summary: "experiment", "title", "metric", "rows" (for each variant with a finished run its settings,
         steps, protocol_steps, protocol_seeds, runs, mean, sd, curve, published) and "timing", if measured.
 
     Raises:
-        RunError: no run is finished.
+        RunError: no run is finished, or a run to keep has settings that its variant does not have any more.
     """
     schedule = experiment.quick_schedule if quick else experiment.schedule
+    kept = read_json(results / SUMMARY) if keep and (results / SUMMARY).exists() else {}
+    kept_rows = {row["variant"]: row for row in kept.get("rows", ())}
     rows = [
         row
         for variant in experiment.variants(quick)
-        if (row := _row(experiment, variant, out / variant.name, schedule)) is not None
+        if (row := _row(experiment, variant, out / variant.name, schedule, kept_rows.pop(variant.name, None)))
+        is not None
     ]
+    if kept_rows:
+        raise RunError(f"{results} has runs of variants that {experiment.name} lacks: {', '.join(kept_rows)}")
     if quick:
         # What was published is not about the small variants.
         rows = [row | {"published": ""} for row in rows]
@@ -124,6 +151,8 @@ def summarise(experiment: Experiment, out: Path, results: Path, *, quick: bool =
     }
     if (out / TIMING).exists():
         summary["timing"] = read_json(out / TIMING)
+    elif "timing" in kept:
+        summary["timing"] = kept["timing"]
     results.mkdir(parents=True, exist_ok=True)
     RunFolder(results, ("step",)).write_json(SUMMARY, summary)
     return summary
@@ -172,6 +201,7 @@ def _run_one(
     out: Path,
     schedule: Schedule,
     steps: int | None,
+    device: torch.device,
     progress: bool,
 ) -> bool:
     wanted = variant.steps if steps is None else steps
@@ -190,6 +220,7 @@ def _run_one(
     if folder.file(RESULTS).exists() and read_json(folder.file(RESULTS))["steps"] >= wanted:
         return True
     task = experiment.task(variant, seed)
+    task.to(device)
     if exists:
         folder.lock()
     else:
@@ -200,7 +231,7 @@ def _run_one(
             resume=exists, progress=progress, label=f"{experiment.name} {variant.name} seed {seed}",
         )  # fmt: skip
         if finished:
-            folder.write_json(RESULTS, _results(task, folder, wanted))
+            folder.write_json(RESULTS, _results(task, folder, wanted, device))
             save_model(folder.file(MODEL), task.model, config)
             # It holds nothing that a reader of results needs, and is twice the model's size.
             if wanted >= variant.steps:
@@ -210,7 +241,7 @@ def _run_one(
         folder.close()
 
 
-def _results(task: ExperimentTask, folder: RunFolder, steps: int) -> dict[str, Any]:
+def _results(task: ExperimentTask, folder: RunFolder, steps: int, device: torch.device) -> dict[str, Any]:
     rows = read_log(folder.path)
     recent = rows[-100:]
     averages = {
@@ -225,19 +256,33 @@ def _results(task: ExperimentTask, folder: RunFolder, steps: int) -> dict[str, A
         "parameters": sum(parameter.numel() for parameter in task.model.parameters()),
         "seconds_per_step": statistics.median(float(row["seconds"]) for row in rows),
         "threads": torch.get_num_threads(),
+        **_machine(device),
         "versions": {"phased_lstm": __version__, "torch": torch.__version__, "python": platform.python_version()},
         "backend": native.missing() or f"native, {native.instruction_set()}",
     }
 
 
-def _row(experiment: Experiment, variant: Variant, folder: Path, schedule: Schedule) -> dict[str, Any] | None:
-    finished = sorted(folder.glob(f"seed*/{RESULTS}"), key=lambda path: int(path.parent.name.removeprefix("seed")))
-    if not finished:
+def _row(
+    experiment: Experiment, variant: Variant, folder: Path, schedule: Schedule, kept: Mapping[str, Any] | None
+) -> dict[str, Any] | None:
+    found = {}
+    if kept is not None:
+        if kept["settings"] != dict(variant.settings):
+            raise RunError(f"the runs of {variant.name} to keep have other settings; start a summary without them")
+        found = {run["seed"]: (run, curve) for run, curve in zip(kept["runs"], kept["curves"], strict=True)}
+    for path in folder.glob(f"seed*/{RESULTS}"):
+        seed = int(path.parent.name.removeprefix("seed"))
+        found[seed] = ({"seed": seed} | read_json(path), _curve(path.parent))
+    if not found:
         return None
-    runs = [{"seed": int(path.parent.name.removeprefix("seed"))} | read_json(path) for path in finished]
+    runs, curves = zip(*(found[seed] for seed in sorted(found)), strict=True)
     numbers = [
-        name for name, value in runs[0].items() if isinstance(value, (int, float)) and name not in ("seed", "steps")
+        name
+        for name in runs[0]
+        if name not in ("seed", "steps") and all(isinstance(run.get(name), (int, float)) for run in runs)
     ]
+    if len({run.get("device", "cpu") for run in runs}) > 1:
+        numbers.remove("seconds_per_step")
     means = {name: statistics.fmean(run[name] for run in runs) for name in numbers}
     deviations = {name: statistics.stdev(run[name] for run in runs) if len(runs) > 1 else math.nan for name in numbers}
     return {
@@ -247,11 +292,27 @@ def _row(experiment: Experiment, variant: Variant, folder: Path, schedule: Sched
         "steps": min(run["steps"] for run in runs),
         "protocol_steps": variant.steps,
         "protocol_seeds": len(schedule.seeds),
-        "runs": runs,
+        "runs": list(runs),
         "mean": means,
         "sd": {name: value for name, value in deviations.items() if not math.isnan(value)},
-        "curves": [_curve(path.parent) for path in finished],
+        "curves": list(curves),
     }
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise RunError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
+    if device.type == "cuda":
+        # A baseline is not to lose by rounding.
+        torch.backends.cudnn.allow_tf32 = False
+    return device
+
+
+def _machine(device: torch.device) -> dict[str, str]:
+    return {"device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type}
 
 
 def _curve(folder: Path) -> dict[str, list[float]]:

@@ -29,6 +29,11 @@ class Batch(NamedTuple):
     lengths: Tensor | None
     targets: Tensor
 
+    def to(self, device: torch.device) -> Batch:
+        """The same sequences on a device."""
+        lengths = None if self.lengths is None else self.lengths.to(device)
+        return Batch(self.values.to(device), self.times.to(device), lengths, self.targets.to(device))
+
     def rows(self, chosen: Tensor | slice) -> Batch:
         """Some of the sequences, without padding that all of them have."""
         lengths = None if self.lengths is None else self.lengths[chosen]
@@ -55,6 +60,12 @@ class SupervisedTask(abc.ABC):
         self, model: SequenceModel, optimizer: torch.optim.Optimizer, loss: Callable[[Tensor, Tensor], Tensor]
     ) -> None:
         self.model, self.optimizer, self.loss = model, optimizer, loss
+        self.device = torch.device("cpu")
+
+    def to(self, device: torch.device) -> None:
+        """Train and evaluate there; the batches are those of any other device."""
+        self.model.to(device)
+        self.device = device
 
     @abc.abstractmethod
     def batch(self, step: int) -> Batch:
@@ -77,7 +88,7 @@ class SupervisedTask(abc.ABC):
         return None
 
     def train_step(self, step: int) -> dict[str, float]:
-        batch = self.batch(step)
+        batch = self.batch(step).to(self.device)
         self.model.train()
         self.optimizer.zero_grad()
         outputs = self.model(batch.values, batch.times, batch.lengths)
@@ -92,7 +103,7 @@ class SupervisedTask(abc.ABC):
         """Loss, and accuracy where there is one, over the sequences of all batches, as `prefix`_loss and so on."""
         self.model.eval()
         count, loss, accuracy = 0, 0.0, None
-        for batch in batches:
+        for batch in (drawn.to(self.device) for drawn in batches):
             outputs = self.model(batch.values, batch.times, batch.lengths)
             size = len(batch.targets)
             loss += self.loss(outputs, batch.targets).item() * size

@@ -21,7 +21,7 @@ except ImportError as error:
     raise missing_extra("train", "safetensors") from error
 
 FORMAT_VERSION = 1
-_MODEL, _OPTIMIZER, _GENERATOR, _EXTRA = "model.", "optimizer.", "rng", "extra."
+_MODEL, _OPTIMIZER, _GENERATOR, _CUDA_GENERATOR, _EXTRA = "model.", "optimizer.", "rng", "rng.cuda", "extra."
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
@@ -89,6 +89,8 @@ def save_checkpoint(
         for name, value in entries.items():
             tensors[f"{_OPTIMIZER}{index}.{name}"] = torch.as_tensor(value)
     tensors[_GENERATOR] = torch.get_rng_state()
+    if _on_cuda(model):
+        tensors[_CUDA_GENERATOR] = torch.cuda.get_rng_state()
     tensors |= {_EXTRA + name: tensor for name, tensor in extra.items()}
     save_tensors(path, tensors, {"step": step, "optimizer": type(optimizer).__name__})
 
@@ -125,6 +127,9 @@ def load_checkpoint(
         if restore is not None:
             restore(_part(tensors, _EXTRA))
         torch.set_rng_state(tensors[_GENERATOR])
+        # A run begun on another device goes on with the device's own generator.
+        if _on_cuda(model) and _CUDA_GENERATOR in tensors:
+            torch.cuda.set_rng_state(tensors[_CUDA_GENERATOR])
         return int(metadata["step"])
     except (KeyError, IndexError, ValueError, TypeError, RuntimeError) as error:
         raise RunError(f"{path} is damaged: {error}") from error
@@ -132,6 +137,10 @@ def load_checkpoint(
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _on_cuda(model: nn.Module) -> bool:
+    return any(parameter.is_cuda for parameter in model.parameters())
 
 
 def _fit(path: Path, model: nn.Module, tensors: dict[str, Tensor]) -> None:
