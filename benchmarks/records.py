@@ -28,6 +28,12 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     made.add_argument("--out", type=Path, metavar="FOLDER", help="keep the results there, as JSON")
     made.add_argument("--fresh", action="store_true", help="measure again what --out has already")
     made.add_argument("--quick", action="store_true", help="tiny sizes: shows that it works, the figures mean nothing")
+    made.add_argument(
+        "--denormals",
+        action="store_true",
+        help="compute with numbers below 1e-38, as torch does unasked, in place of flushing them to zero: gradients "
+        "that fade over a long sequence become such numbers, and some processors take them ten times as long",
+    )
     return made
 
 
@@ -55,6 +61,8 @@ class Record:
     """
 
     def __init__(self, name: str, options: argparse.Namespace, settings: dict[str, Any]) -> None:
+        # Before torch has threads: they take the mode over from the one that starts them.
+        torch.set_flush_denormal(not options.denormals)
         self._path: Path | None = options.out / f"{name}.json" if options.out else None
         self._content: dict[str, Any] = {
             "machine": machine(),
@@ -64,7 +72,7 @@ class Record:
                 "phased-lstm": phased_lstm.__version__,
                 "code": _digest(),
             },
-            "settings": settings | {"quick": options.quick},
+            "settings": settings | {"quick": options.quick, "denormals": options.denormals},
             "points": {},
         }
         if self._path is not None and self._path.exists() and not options.fresh:

@@ -188,6 +188,8 @@ def _experiment(options: argparse.Namespace) -> int:
 
     from .experiments import runner
 
+    # An LSTM's gradients fade, over a long sequence, to numbers that some processors take ten times as long for.
+    torch.set_flush_denormal(True)
     if options.threads:
         torch.set_num_threads(options.threads)
     out = options.out or Path("runs/experiments") / (options.name + ("-quick" if options.quick else ""))
