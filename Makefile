@@ -17,7 +17,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test bench experiments-quick sanitize lint typecheck clean
+.PHONY: help setup demo test bench experiments-quick sanitize clang lint typecheck clean
 
 help:
 	@echo "make demo       train Basic LSTM and Phased LSTM on digits, with table and pictures (runs/demo)"
@@ -25,6 +25,7 @@ help:
 	@echo "make bench      time and memory against torch.nn.LSTM, with pictures; stopped, it goes on where it was"
 	@echo "make experiments-quick   every experiment at a small size, to see its trend (runs/experiments-quick)"
 	@echo "make sanitize   test the kernels under AddressSanitizer and UndefinedBehaviorSanitizer"
+	@echo "make clang      compile the kernels with clang, for x86-64 and arm64"
 	@echo "make lint       check style"
 	@echo "make typecheck  check types"
 	@echo "make setup      only the virtual environment in $(VENV)"
@@ -58,6 +59,9 @@ experiments-quick: $(STAMP)
 
 sanitize: $(STAMP)
 	tests/sanitize $(BIN)/python
+
+clang: $(STAMP)
+	PIP_ARGS="$(PIP_ARGS)" tests/clang $(BIN)/python
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -204,7 +204,8 @@ inline Quad<float> sums(const Vec<float> (&v)[4]) {
 // Reads a vector's worth of quads as four columns, each quad by a load of its own: where quads were just stored, a
 // wider load would have to wait for them.
 inline void load_columns(const float* quads, Vec<float> (&columns)[4]) {
-  constexpr int n = kFloatLanes;
+  // Static, as a lambda with `auto` would have to capture it otherwise.
+  static constexpr int n = kFloatLanes;
   Vec<float> rows[4];
   for (int j = 0; j < 4; ++j) {
     const auto at = [&](int i) { return load_quad(quads + 4 * (4 * i + j)); };
