@@ -75,10 +75,10 @@ def test_the_protocol_is_kept() -> None:
             settings = variant.settings
             short = variant.name == "LSTM-tuned-short"
             assert variant.steps == (100 if short else epochs) * 157
-            decays = variant.name in ("PhasedLSTM-decay", "LSTM-tuned") or short
+            decays = variant.name in ("PhasedLSTM-decay", "PhasedLSTM-tuned", "LSTM-tuned") or short
             assert variant.fixed_length == decays
             assert settings["decay_steps"] == (variant.steps if decays else 0)
-            rate = 3e-3 if variant.name.startswith("LSTM-tuned") else 1e-3
+            rate = 3e-3 if "LSTM-tuned" in variant.name else 1e-3
             assert (settings["hidden_size"], settings["batch_size"], settings["lr"]) == (110, 32, rate)
             assert settings["test_size"] == 512
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from phased_lstm.data.frequency import SAMPLINGS, Waves, one_frequency, two_frequencies
+from phased_lstm.data.frequency import SAMPLINGS, UNKNOWABLE, Waves, one_frequency, two_frequencies
 
 COUNT = 8000
 
@@ -124,6 +124,21 @@ def test_values_are_a_sine_of_the_stated_period_and_unit_amplitude(sampling: str
         solution = torch.linalg.lstsq(torch.stack([lag_sine, lag_cosine], dim=1), values.double().unsqueeze(1)).solution
         if float(times[-1] - times[0]) * omega > 2:
             assert float(solution.square().sum()) == pytest.approx(1, abs=0.01)
+
+
+def test_some_waves_sampled_every_ms_are_those_of_a_sought_period_backwards() -> None:
+    waves = drawn("standard", count=100_000)
+    periods = waves.periods[:, 0].double()
+    aliased = (periods > 1.2) & (periods < 1.25)
+    assert float(aliased.double().mean()) == pytest.approx(UNKNOWABLE, rel=0.15)
+    steps = torch.arange(15)
+    for period in periods[aliased][:20]:
+        slow = 1.0 / (1.0 - 1.0 / period)
+        assert 5.0 < slow < 6.0
+        begin = torch.rand((), dtype=torch.float64) * 6.0
+        fast_wave = torch.sin(2.0 * math.pi * steps / period + begin)
+        slow_wave = torch.sin(2.0 * math.pi * steps / slow + math.pi - begin)
+        torch.testing.assert_close(fast_wave, slow_wave)
 
 
 def test_values_of_two_waves_have_no_two_pi_in_their_phase() -> None:

@@ -20,6 +20,9 @@ _SHORTEST, _LONGEST = 15.0, 125.0
 _PERIODS = (1.0, 100.0)
 _SOUGHT = (5.0, 6.0)
 
+# Of the waves of task 1 that are sampled every ms: half are drawn from all periods, and of those a share is aliased.
+UNKNOWABLE = 0.5 * math.log(1.25 / 1.2) / math.log(_PERIODS[1] / _PERIODS[0])
+
 _TWO_RECORDING = 100.0
 _TWO_SHORTEST = 1.0
 _TWO_STEPS = (100, 1000)
@@ -48,7 +51,8 @@ def one_frequency(count: int, sampling: str, generator: torch.Generator) -> Wave
     """Draw waves whose period is to be told: from 5 to 6 ms, or another from 1 to 100 ms.
 
     A wave lasts D ~ U(15, 125) ms, begins at U(0, 125 - D) ms and is lagged by U(0, D) radians; its period is
-    log-uniform, and U(5, 6) in the first half of the batch.
+    log-uniform, and U(5, 6) in the first half of the batch. Sampled every ms, a period of 1.2 to 1.25 ms gives the
+    samples of another from 5 to 6, backwards, and cannot be told from it: that is `UNKNOWABLE` of the waves.
 
     Args:
         count: waves N.
