@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 import phased_lstm
+from phased_lstm.experiments.runner import processor
 from phased_lstm.files import replacing
 from phased_lstm.ops import native
 
@@ -40,12 +41,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 def machine() -> str:
     """One line on what the figures were measured with."""
     kernels = native.missing() or f"native kernels, {native.instruction_set()}"
-    model = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-        model = names[0] if names else model
-    return f"{model}, torch {torch.__version__}, phased-lstm {phased_lstm.__version__}, {kernels}"
+    return f"{processor()}, torch {torch.__version__}, phased-lstm {phased_lstm.__version__}, {kernels}"
 
 
 class Record:
@@ -62,7 +58,8 @@ class Record:
 
     def __init__(self, name: str, options: argparse.Namespace, settings: dict[str, Any]) -> None:
         # Before torch has threads: they take the mode over from the one that starts them.
-        torch.set_flush_denormal(not options.denormals)
+        flushed = torch.set_flush_denormal(True) and not options.denormals
+        torch.set_flush_denormal(flushed)
         self._path: Path | None = options.out / f"{name}.json" if options.out else None
         self._content: dict[str, Any] = {
             "machine": machine(),
@@ -72,7 +69,7 @@ class Record:
                 "phased-lstm": phased_lstm.__version__,
                 "code": _digest(),
             },
-            "settings": settings | {"quick": options.quick, "denormals": options.denormals},
+            "settings": settings | {"quick": options.quick, "denormals": not flushed},
             "points": {},
         }
         if self._path is not None and self._path.exists() and not options.fresh:

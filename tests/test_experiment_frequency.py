@@ -71,6 +71,7 @@ def test_the_protocol_is_kept() -> None:
     for name, epochs in zip(NAMES, (70, 70, 70, 300), strict=True):
         experiment = registry.find(name)
         assert experiment.schedule.seeds == (1, 2, 3, 4, 5)
+        assert any(variant.name == "LSTM-tuned-short" for variant in experiment.variants(False)) == (epochs == 300)
         for variant in experiment.variants(False):
             settings = variant.settings
             short = variant.name == "LSTM-tuned-short"

@@ -18,9 +18,10 @@ import torch
 from phased_lstm import cli
 from phased_lstm.errors import RunError
 from phased_lstm.experiments import registry, report, runner
-from phased_lstm.experiments.base import Metric, Schedule
-from phased_lstm.experiments.mnist_rows import MnistExperiment
+from phased_lstm.experiments.base import Metric, Schedule, Variant
+from phased_lstm.experiments.mnist_rows import MnistExperiment, MnistRowTask
 from phased_lstm.experiments.models import CELLS, SequenceModel
+from phased_lstm.plotting import common_points
 from phased_lstm.training.runs import LOG, read_log
 
 TINY: dict[str, Any] = {"data": "digits", "steps": 4, "batch_size": 2, "hidden_size": 3, "test_size": 2}
@@ -83,42 +84,140 @@ def test_a_summary_keeps_runs_that_are_not_here(tmp_path: Path) -> None:
     assert phased["runs"][0] == before["rows"][0]["runs"][0]
     assert phased["curves"][0] == before["rows"][0]["curves"][0]
     assert phased["mean"]["test_loss"] == statistics.fmean(run["test_loss"] for run in phased["runs"])
-    assert runner.run(tiny, tmp_path / "again", seeds=[0], steps=2, variants=["Phased"], progress=False)
-    again = runner.summarise(tiny, tmp_path / "again", tmp_path / "results", keep=True)
-    assert [run["steps"] for run in again["rows"][0]["runs"]] == [2, 4]
-    assert again["timing"] == before["timing"]
-    alone = runner.summarise(tiny, tmp_path / "again", tmp_path / "results")
-    assert [len(row["runs"]) for row in alone["rows"]] == [1]
+    assert runner.run(tiny, tmp_path / "short", seeds=[0], steps=2, variants=["Phased"], progress=False)
+    short = runner.summarise(tiny, tmp_path / "short", tmp_path / "results", keep=True)
+    assert [run["steps"] for run in short["rows"][0]["runs"]] == [4, 4]
+    assert short["timing"] == before["timing"]
+    alone = runner.summarise(tiny, tmp_path / "short", tmp_path / "results")
+    assert [[run["steps"] for run in row["runs"]] for row in alone["rows"]] == [[2]]
+    longer = runner.summarise(tiny, tmp_path / "there", tmp_path / "results", keep=True)
+    assert [[run["steps"] for run in row["runs"]] for row in longer["rows"]] == [[4], [4]]
+    assert longer["rows"][0]["curves"] == [before["rows"][0]["curves"][0]]
 
 
-def test_a_summary_keeps_no_runs_of_other_settings(tmp_path: Path) -> None:
+def test_what_cannot_be_kept_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"summary\.json"):
+        runner.kept_summary(experiment(), tmp_path)
     assert runner.run(experiment(), tmp_path, seeds=[0], progress=False)
-    runner.summarise(experiment(), tmp_path, tmp_path)
-    with pytest.raises(RunError, match="Phased to keep have other settings"):
+    good = runner.summarise(experiment(), tmp_path, tmp_path)
+    with pytest.raises(RunError, match="runs of Phased with other settings than it has now: leave --keep out"):
         runner.summarise(experiment(lr=0.5), tmp_path, tmp_path, keep=True)
-    kept = json.loads((tmp_path / "summary.json").read_text())
-    kept["rows"][0]["variant"] = "Gone"
-    (tmp_path / "summary.json").write_text(json.dumps(kept))
-    with pytest.raises(RunError, match="that tiny lacks: Gone"):
-        runner.summarise(experiment(), tmp_path, tmp_path, keep=True)
+    with pytest.raises(RunError, match="runs of Phased with other settings"):
+        runner.kept_summary(experiment(), tmp_path, quick=True)
+    row = good["rows"][0]
+    for change, message in (
+        ({"experiment": "adding"}, "is of adding, not of tiny"),
+        ({"rows": [row | {"variant": "Gone"}]}, "runs of Gone, which is no variant of tiny"),
+        ({"rows": 3}, "is damaged, or no summary"),
+        ({"rows": [{}]}, "is damaged, or no summary"),
+        ({"rows": [row | {"curves": []}]}, "is damaged, or no summary"),
+        ({"rows": [row | {"runs": [{"seed": 0, "steps": 4}]}]}, "is damaged, or no summary"),
+    ):
+        (tmp_path / "summary.json").write_text(json.dumps(good | change))
+        with pytest.raises(RunError, match=message):
+            runner.summarise(experiment(), tmp_path, tmp_path, keep=True)
 
 
-def test_seconds_on_different_devices_have_no_mean(tmp_path: Path) -> None:
+def test_timing_is_kept_for_rows_that_were_not_timed_anew(tmp_path: Path) -> None:
+    tiny = experiment()
+    assert runner.run(tiny, tmp_path, seeds=[0], steps=1, progress=False)
+    runner.time_steps(tiny, tmp_path, quick=False, variants=None, rounds=1)
+    before = runner.summarise(tiny, tmp_path, tmp_path)["timing"]["rows"]
+    runner.time_steps(tiny, tmp_path, quick=False, variants=["Basic"], rounds=1)
+    after = runner.summarise(tiny, tmp_path, tmp_path, keep=True)["timing"]["rows"]
+    assert after["Phased"] == before["Phased"]
+    assert after["Basic"] != before["Basic"]
+    runner.time_steps(tiny, tmp_path, quick=False, variants=["Basic"], rounds=2)
+    with pytest.raises(RunError, match="lacks Phased: time these too"):
+        runner.summarise(tiny, tmp_path, tmp_path, keep=True)
+
+
+def test_seconds_are_those_of_one_device(tmp_path: Path) -> None:
     tiny = experiment()
     assert runner.run(tiny, tmp_path, variants=["Phased"], progress=False)
     file = tmp_path / "Phased" / "seed1" / "results.json"
     results = json.loads(file.read_text())
-    assert results["device"] == "cpu"
-    file.write_text(json.dumps(results | {"device": "a GPU"}))
+    assert results["device"] == runner.processor()
+    file.write_text(json.dumps(results | {"device": "a GPU", "seconds_per_step": 1e6}))
     (row,) = runner.summarise(tiny, tmp_path, tmp_path)["rows"]
-    assert "seconds_per_step" not in row["mean"]
-    assert "test_loss" in row["mean"]
+    assert row["mean"]["seconds_per_step"] == row["runs"][0]["seconds_per_step"]
+    assert row["mean"]["test_loss"] == statistics.fmean(run["test_loss"] for run in row["runs"])
+
+
+def test_a_run_names_all_devices_that_trained_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny = experiment()
+    file = tmp_path / "Phased" / "seed0" / "results.json"
+    for steps, name, wanted in ((1, "one", "one"), (2, "another", "another and one"), (2, "third", "another and one")):
+        monkeypatch.setattr(runner, "_name", lambda device, name=name: name)
+        if name == "third":
+            file.unlink()
+        assert runner.run(tiny, tmp_path, seeds=[0], steps=steps, variants=["Phased"], progress=False)
+        assert json.loads(file.read_text())["device"] == wanted
+
+
+def test_curves_of_other_steps_are_joined_where_they_meet() -> None:
+    long, short = {"step": [2.0, 4.0, 6.0], "x": [0.2, 0.4, 0.6]}, {"step": [4.0, 5.0], "x": [1.4, 1.5]}
+    assert common_points([long, short], "x") == ([4.0], [[0.4, 1.4]])
+
+
+def test_arithmetic_is_afterwards_what_it_was(tmp_path: Path) -> None:
+    class Probe(MnistExperiment):
+        def task(self, variant: Variant, seed: int) -> Any:
+            modes.append((sys.float_info.min / 2.0 == 0.0, torch.backends.cudnn.allow_tf32))
+            return super().task(variant, seed)
+
+    modes: list[tuple[bool, bool]] = []
+    before = torch.backends.cudnn.allow_tf32
+    probe = Probe(
+        "tiny", "a tiny one", {"Phased": TINY}, quick_steps=4, schedule=Schedule(seeds=(0,)), metric=Metric(),
+        published={},
+    )  # fmt: skip
+    assert runner.run(probe, tmp_path, steps=1, progress=False)
+    assert modes == [(torch.set_flush_denormal(False), False)]
+    with pytest.raises(RunError):
+        runner.run(probe, tmp_path / "again", variants=["Nobody"])
+    assert sys.float_info.min / 2.0 > 0.0
+    assert torch.backends.cudnn.allow_tf32 == before
 
 
 def test_a_device_that_is_not_there_is_named(tmp_path: Path) -> None:
-    for name in ("nowhere", "cuda:1000"):
-        with pytest.raises(RunError, match=f"device '{name}' cannot be used"):
+    for name in ("nowhere", "meta", "", "mps", "cuda:"):
+        with pytest.raises(RunError, match=f"--device should be cpu, cuda or cuda:N, got '{name}'"):
             runner.run(experiment(), tmp_path, device=name)
+    with pytest.raises(RunError, match="--device cuda:1000 is not there: torch sees"):
+        runner.time_steps(experiment(), tmp_path, quick=False, variants=None, rounds=1, device="cuda:1000")
+    made = registry.find("ablation-frequency")
+    with pytest.raises(RunError, match="leave --device cuda out"):
+        made.task(made.variants(True)[0], 0).to(torch.device("cuda"))
+
+
+def test_tasks_are_moved_to_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    moved = []
+    monkeypatch.setattr(MnistRowTask, "to", lambda task, device: moved.append(device))
+    assert runner.run(experiment(), tmp_path, seeds=[0], steps=1, progress=False)
+    runner.time_steps(experiment(), tmp_path, quick=False, variants=["Basic"], rounds=1)
+    assert moved == [torch.device("cpu")] * 3
+
+
+@pytest.mark.parametrize("name", [name for name in registry.MODULES if "mnist" not in name])
+def test_batches_follow_the_model(name: str) -> None:
+    class Elsewhere(Exception):
+        pass
+
+    def forward(values: torch.Tensor, times: torch.Tensor, lengths: torch.Tensor | None) -> Any:
+        devices = {tensor.device.type for tensor in (values, times, lengths) if tensor is not None}
+        assert devices == {"meta"}
+        raise Elsewhere
+
+    made = registry.find(name)
+    task: Any = made.task(made.variants(True)[0], 0)
+    # A device that every machine has; that its tensors hold nothing shows where they are.
+    task.device = torch.device("meta")
+    task.model.forward = forward
+    with pytest.raises(Elsewhere):
+        task.train_step(0)
+    with pytest.raises(Elsewhere):
+        task.test()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -230,6 +329,16 @@ def test_the_command_lists_and_runs(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert cli.main([*command, "--variants", "PhasedLSTMCell"]) == 0
     assert "| PhasedLSTMCell |" in capsys.readouterr().out
     assert (tmp_path / "accuracy.png").read_bytes()[:8] == PNG
+    more = [*command, "--variants", "BasicLSTMCell", "--keep", "--device", "cpu"]
+    assert cli.main([*more, "--out", str(tmp_path / "more"), "--results", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "| PhasedLSTMCell |" in printed
+    assert "| BasicLSTMCell |" in printed
+    assert cli.main([*more, "--out", str(tmp_path / "new")]) == 1
+    assert "summary.json" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+    assert cli.main([*command, "--device", "abacus"]) == 1
+    assert "got 'abacus'" in capsys.readouterr().err
 
 
 def test_the_page_takes_its_tables_from_the_summaries(tmp_path: Path) -> None:

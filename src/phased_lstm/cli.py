@@ -99,7 +99,8 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     run.add_argument(
         "--keep",
         action="store_true",
-        help="add to the runs that the summary in --results has, rather than replace them",
+        help="add to the runs that the summary in --results has, of which none need be here; of two of one seed the "
+        "longer one is taken",
     )
     run.add_argument(
         "--report",
@@ -188,12 +189,13 @@ def _experiment(options: argparse.Namespace) -> int:
 
     from .experiments import runner
 
-    # An LSTM's gradients fade, over a long sequence, to numbers that some processors take ten times as long for.
-    torch.set_flush_denormal(True)
     if options.threads:
         torch.set_num_threads(options.threads)
     out = options.out or Path("runs/experiments") / (options.name + ("-quick" if options.quick else ""))
     results = options.results or out
+    if options.keep:
+        # What cannot be kept is better known before hours of training.
+        runner.kept_summary(experiment, results, quick=options.quick)
     if options.time:
         runner.time_steps(
             experiment, out, quick=options.quick, variants=options.variants, rounds=options.time, device=options.device

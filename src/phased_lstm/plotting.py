@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -115,13 +115,14 @@ def plot_summary(
         curves = [curve for curve in row["curves"] if key in curve]
         if not curves:
             continue
-        count = min(len(curve["step"]) for curve in curves)
-        epochs = [step / summary["epoch_steps"] for step in curves[0]["step"][:count]]
-        columns = list(zip(*(curve[key][:count] for curve in curves), strict=True))
+        steps, columns = common_points(curves, key)
+        if not steps:
+            continue
+        epochs = [step / summary["epoch_steps"] for step in steps]
         means = [statistics.fmean(column) for column in columns]
         seeds = "1 seed" if len(curves) == 1 else f"{len(curves)} seeds"
         # A line through one point would not be seen.
-        marker = "o" if count == 1 else None
+        marker = "o" if len(steps) == 1 else None
         axes.plot(epochs, means, color=colour, linewidth=1.8, marker=marker, label=f"{row['variant']} ({seeds})")
         if len(curves) > 1:
             spreads = [statistics.stdev(column) for column in columns]
@@ -136,6 +137,13 @@ def plot_summary(
     axes.grid(alpha=0.25)
     axes.legend(fontsize="small")
     return save_figure(figure, path)
+
+
+def common_points(curves: Sequence[Mapping[str, list[float]]], key: str) -> tuple[list[float], list[list[float]]]:
+    """Return the steps that all curves have, and at each of them the values of all: runs differ in length and tests."""
+    found = [dict(zip(curve["step"], curve[key], strict=True)) for curve in curves]
+    steps = [step for step in found[0] if all(step in values for values in found)]
+    return steps, [[values[step] for values in found] for step in steps]
 
 
 def plot_bars(groups: Mapping[str, Mapping[str, tuple[float, float]]], path: Path, *, label: str, title: str) -> Path:

@@ -8,6 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from ..errors import RunError
 from .ablation import DEFAULT, plot_factors
 from .base import Experiment, Schedule, Variant
 from .frequency import COMMON, EPOCH_STEPS, PHASED, QUICK, FrequencyTask
@@ -49,6 +52,15 @@ _QUICK_ROWS = (DEFAULT, "leak-0.001", "ratio-0.05", "PhasedGRU")
 
 class AblationTask(FrequencyTask):
     """A run that also tells what a training step costs once the ratio is learned."""
+
+    def to(self, device: torch.device) -> None:
+        """Refuse any device but the CPU.
+
+        Raises:
+            RunError: another device.
+        """
+        if device.type != "cpu":
+            raise RunError(f"this experiment measures time on the CPU: leave --device {device} out")
 
     def finish(self) -> dict[str, Any]:
         return {**super().finish(), "cpu_seconds_per_step": self._cpu_seconds()}

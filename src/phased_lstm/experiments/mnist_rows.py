@@ -25,7 +25,7 @@ _ADVICE: dict[str, Any] = {
 RECOMMENDED = _ADVICE | {"pixel_scale": 3.0, "peephole": True, "weight_decay": 0.03}
 _DEFAULTS = MnistConfig()
 HISTORIC: dict[str, Any] = {"initial_state_std": 0.1}
-# 128 units to convergence. An LSTM's step takes many times as long: it gets as many steps as fit in the same time.
+# 128 units. An LSTM's step takes many times as long on a CPU: "same-time" is as many steps as fit in the same time.
 _LARGE_STEPS, _LARGE_LSTM_STEPS = 4000, 120
 _LONG_LSTM: dict[str, Any] = {
     "model": "BasicLSTMCell", "hidden_size": 128, "steps": _LARGE_STEPS,
@@ -34,7 +34,7 @@ _LONG_LSTM: dict[str, Any] = {
 _LARGE: dict[str, dict[str, Any]] = {
     "PhasedLSTMCell": _ADVICE
     | {"hidden_size": 128, "steps": _LARGE_STEPS, "dropout": 0.3, "weight_decay": 0.03},
-    # As many steps, at a common rate and at the one that suits the phased cell.
+    # As many steps, at a common rate and at a high one.
     "BasicLSTMCell": _LONG_LSTM | {"lr": 1e-3},
     "BasicLSTMCell-fast": _LONG_LSTM | {"lr": 1e-2},
     "BasicLSTMCell-same-time": {

@@ -210,12 +210,11 @@ def _seconds_per_step(summary: Mapping[str, Any], row: Mapping[str, Any]) -> flo
 
 def _over_time(row: Mapping[str, Any], seconds_per_step: float) -> list[tuple[str, float, float, float]]:
     """Accuracy at each test against the seconds that training took until then; means over seeds."""
-    curves = row["curves"]
-    tested = list(zip(*(curve["test_accuracy"] for curve in curves), strict=False))
-    spent = [step * seconds_per_step for step in curves[0]["step"][: len(tested)]]
+    from ..plotting import common_points
+
     return [
-        ("", seconds, statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0)
-        for seconds, values in zip(spent, tested, strict=True)
+        ("", step * seconds_per_step, statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0)
+        for step, values in zip(*common_points(row["curves"], "test_accuracy"), strict=True)
     ]
 
 

@@ -6,8 +6,10 @@ import math
 import platform
 import re
 import statistics
+import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ SUMMARY = "summary.json"
 # What a title says of --quick is not about a full run.
 _QUICK_NOTE = re.compile(r" \(--quick: [^)]*\)")
 TIMING = "timing.json"
+_DEVICES = "devices.json"
 
 
 def run(
@@ -59,10 +62,11 @@ def run(
     """
     where = _device(device)
     schedule = experiment.quick_schedule if quick else experiment.schedule
-    for seed in schedule.seeds if seeds is None else seeds:
-        for variant in _chosen(experiment, quick, variants):
-            if not _run_one(experiment, variant, seed, out, schedule, steps, where, progress):
-                return False
+    with _arithmetic():
+        for seed in schedule.seeds if seeds is None else seeds:
+            for variant in _chosen(experiment, quick, variants):
+                if not _run_one(experiment, variant, seed, out, schedule, steps, where, progress):
+                    return False
     return True
 
 
@@ -77,6 +81,14 @@ def time_steps(
 ) -> None:
     """Time a training step of every variant in turns, in this process, and write the medians to `out/timing.json`.
 
+    Args:
+        experiment: what to time.
+        out: folder of the file.
+        quick: the small variants.
+        variants: names of those to time; None for all.
+        rounds: how often each, after a step to warm up.
+        device: as of `run`.
+
     Raises:
         RunError: an unknown variant, or a device that is not there.
     """
@@ -86,11 +98,12 @@ def time_steps(
     for task in tasks:
         task.to(where)
     seconds: list[list[float]] = [[] for _ in chosen]
-    for round_ in range(rounds + 1):
-        for task, measured in zip(tasks, seconds, strict=True):
-            started = time.perf_counter()
-            task.train_step(round_)
-            measured.append(time.perf_counter() - started)
+    with _arithmetic():
+        for round_ in range(rounds + 1):
+            for task, measured in zip(tasks, seconds, strict=True):
+                started = time.perf_counter()
+                task.train_step(round_)
+                measured.append(time.perf_counter() - started)
     schedule = experiment.quick_schedule if quick else experiment.schedule
     rows = {
         # The first step warms up.
@@ -102,7 +115,8 @@ def time_steps(
     }
     folder = RunFolder(out, ("step",))
     out.mkdir(parents=True, exist_ok=True)
-    folder.write_json(TIMING, {"rounds": rounds, "threads": torch.get_num_threads(), **_machine(where), "rows": rows})
+    settings = {"rounds": rounds, "threads": torch.get_num_threads(), "device": _name(where)}
+    folder.write_json(TIMING, settings | {"rows": rows})
 
 
 def summarise(
@@ -115,27 +129,24 @@ def summarise(
         out: folder of the runs.
         results: folder of the summary.
         quick: whether the quick variants were run.
-        keep: whether the summary that `results` has already keeps its runs, those aside that `out` has anew, and
-            its timing unless `out` has one.
+        keep: whether to add to the runs of the summary that `results` has. Of two runs of one seed the longer one is
+            taken, and of runs equally long that in `out`. Its timing is kept, but for rows measured anew.
 
     Returns:
         The summary: "experiment", "title", "metric", "rows" (for each variant with a finished run its settings,
-        steps, protocol_steps, protocol_seeds, runs, mean, sd, curve, published) and "timing", if measured.
+        steps, protocol_steps, protocol_seeds, runs, mean, sd, curves, published) and "timing", if measured.
 
     Raises:
-        RunError: no run is finished, or a run to keep has settings that its variant does not have any more.
+        RunError: no run is finished, or the summary to keep cannot be (see `kept_summary`), or its timing.
     """
     schedule = experiment.quick_schedule if quick else experiment.schedule
-    kept = read_json(results / SUMMARY) if keep and (results / SUMMARY).exists() else {}
+    kept = kept_summary(experiment, results, quick=quick) if keep else {}
     kept_rows = {row["variant"]: row for row in kept.get("rows", ())}
     rows = [
         row
         for variant in experiment.variants(quick)
-        if (row := _row(experiment, variant, out / variant.name, schedule, kept_rows.pop(variant.name, None)))
-        is not None
+        if (row := _row(experiment, variant, out / variant.name, schedule, kept_rows.get(variant.name))) is not None
     ]
-    if kept_rows:
-        raise RunError(f"{results} has runs of variants that {experiment.name} lacks: {', '.join(kept_rows)}")
     if quick:
         # What was published is not about the small variants.
         rows = [row | {"published": ""} for row in rows]
@@ -149,13 +160,41 @@ def summarise(
         "epoch_steps": schedule.epoch_steps,
         "rows": rows,
     }
-    if (out / TIMING).exists():
-        summary["timing"] = read_json(out / TIMING)
-    elif "timing" in kept:
-        summary["timing"] = kept["timing"]
+    timing = _timing(out, kept.get("timing"))
+    if timing is not None:
+        summary["timing"] = timing
     results.mkdir(parents=True, exist_ok=True)
     RunFolder(results, ("step",)).write_json(SUMMARY, summary)
     return summary
+
+
+def kept_summary(experiment: Experiment, results: Path, *, quick: bool = False) -> dict[str, Any]:
+    """Read the summary in `results`, to add runs to it.
+
+    Raises:
+        RunError: there is none, it is damaged or of another experiment, or it has runs of a variant that the
+            experiment lacks or that has other settings now.
+    """
+    path = results / SUMMARY
+    kept: dict[str, Any] = read_json(path)
+    remedy = "leave --keep out, or choose another --results; --quick runs and full ones do not go together"
+    settings = {variant.name: dict(variant.settings) for variant in experiment.variants(quick)}
+    try:
+        if kept["experiment"] != experiment.name:
+            raise RunError(f"{path} is of {kept['experiment']}, not of {experiment.name}: {remedy}")
+        for row in kept["rows"]:
+            name = row["variant"]
+            if name not in settings:
+                raise RunError(f"{path} has runs of {name}, which is no variant of {experiment.name}: {remedy}")
+            if row["settings"] != settings[name]:
+                raise RunError(f"{path} has runs of {name} with other settings than it has now: {remedy}")
+            for run, curve in zip(row["runs"], row["curves"], strict=True):
+                numbers = (run["seed"], run["steps"], run["seconds_per_step"], run[experiment.metric.key])
+                if not all(isinstance(value, (int, float)) for value in (*numbers, *curve["step"])):
+                    raise TypeError("a run without its figures")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise RunError(f"{path} is damaged, or no summary ({error}): {remedy}") from error
+    return kept
 
 
 def table(summary: Mapping[str, Any]) -> str:
@@ -221,17 +260,22 @@ def _run_one(
         return True
     task = experiment.task(variant, seed)
     task.to(device)
+    # Those on which the run was trained; to evaluate one that is, is not to train it.
+    devices: list[str] = read_json(folder.file(_DEVICES))["devices"] if folder.file(_DEVICES).exists() else []
+    if not exists or len(read_log(folder.path)) < wanted:
+        devices = sorted({*devices, _name(device)})
     if exists:
         folder.lock()
     else:
         folder.start(config, overwrite=False)
     try:
+        folder.write_json(_DEVICES, {"devices": devices})
         finished = train(
             task, folder, steps=wanted, test_every=schedule.test_every, checkpoint_every=schedule.checkpoint_every,
             resume=exists, progress=progress, label=f"{experiment.name} {variant.name} seed {seed}",
         )  # fmt: skip
         if finished:
-            folder.write_json(RESULTS, _results(task, folder, wanted, device))
+            folder.write_json(RESULTS, _results(task, folder, wanted, devices, device.type != "cpu"))
             save_model(folder.file(MODEL), task.model, config)
             # It holds nothing that a reader of results needs, and is twice the model's size.
             if wanted >= variant.steps:
@@ -241,7 +285,7 @@ def _run_one(
         folder.close()
 
 
-def _results(task: ExperimentTask, folder: RunFolder, steps: int, device: torch.device) -> dict[str, Any]:
+def _results(task: ExperimentTask, folder: RunFolder, steps: int, devices: list[str], on_gpu: bool) -> dict[str, Any]:
     rows = read_log(folder.path)
     recent = rows[-100:]
     averages = {
@@ -256,23 +300,20 @@ def _results(task: ExperimentTask, folder: RunFolder, steps: int, device: torch.
         "parameters": sum(parameter.numel() for parameter in task.model.parameters()),
         "seconds_per_step": statistics.median(float(row["seconds"]) for row in rows),
         "threads": torch.get_num_threads(),
-        **_machine(device),
+        "device": " and ".join(devices),
         "versions": {"phased_lstm": __version__, "torch": torch.__version__, "python": platform.python_version()},
-        "backend": native.missing() or f"native, {native.instruction_set()}",
+        "backend": "torch" if on_gpu else native.missing() or f"native, {native.instruction_set()}",
     }
 
 
 def _row(
     experiment: Experiment, variant: Variant, folder: Path, schedule: Schedule, kept: Mapping[str, Any] | None
 ) -> dict[str, Any] | None:
-    found = {}
-    if kept is not None:
-        if kept["settings"] != dict(variant.settings):
-            raise RunError(f"the runs of {variant.name} to keep have other settings; start a summary without them")
-        found = {run["seed"]: (run, curve) for run, curve in zip(kept["runs"], kept["curves"], strict=True)}
+    found = {} if kept is None else {r["seed"]: (r, c) for r, c in zip(kept["runs"], kept["curves"], strict=True)}
     for path in folder.glob(f"seed*/{RESULTS}"):
-        seed = int(path.parent.name.removeprefix("seed"))
-        found[seed] = ({"seed": seed} | read_json(path), _curve(path.parent))
+        run = {"seed": int(path.parent.name.removeprefix("seed"))} | read_json(path)
+        if run["seed"] not in found or run["steps"] >= found[run["seed"]][0]["steps"]:
+            found[run["seed"]] = (run, _curve(path.parent))
     if not found:
         return None
     runs, curves = zip(*(found[seed] for seed in sorted(found)), strict=True)
@@ -281,10 +322,13 @@ def _row(
         for name in runs[0]
         if name not in ("seed", "steps") and all(isinstance(run.get(name), (int, float)) for run in runs)
     ]
-    if len({run.get("device", "cpu") for run in runs}) > 1:
-        numbers.remove("seconds_per_step")
-    means = {name: statistics.fmean(run[name] for run in runs) for name in numbers}
-    deviations = {name: statistics.stdev(run[name] for run in runs) if len(runs) > 1 else math.nan for name in numbers}
+    # Seconds on one device say nothing of those on another: the first run's counts.
+    alike = [run for run in runs if run.get("device") == runs[0].get("device")]
+    of = {name: alike if "seconds" in name else runs for name in numbers}
+    means = {name: statistics.fmean(run[name] for run in of[name]) for name in numbers}
+    deviations = {
+        name: statistics.stdev(run[name] for run in of[name]) if len(of[name]) > 1 else math.nan for name in numbers
+    }
     return {
         "variant": variant.name,
         "published": experiment.published.get(variant.name, ""),
@@ -299,20 +343,58 @@ def _row(
     }
 
 
+def _timing(out: Path, kept: dict[str, Any] | None) -> dict[str, Any] | None:
+    if not (out / TIMING).exists():
+        return kept
+    timing: dict[str, Any] = read_json(out / TIMING)
+    if kept is None or kept["rows"].keys() <= timing["rows"].keys():
+        return timing
+    if any(kept.get(name) != timing.get(name) for name in ("rounds", "threads", "device")):
+        raise RunError(
+            f"{out / TIMING} was measured on another device, with other rounds or threads than the timing to keep, and "
+            f"lacks {', '.join(sorted(kept['rows'].keys() - timing['rows'].keys()))}: time these too, with --time, or "
+            f"remove the file"
+        )
+    return timing | {"rows": kept["rows"] | timing["rows"]}
+
+
 def _device(name: str) -> torch.device:
+    kind, _, number = name.partition(":")
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise RunError(f"--device should be cpu, cuda or cuda:N, got {name!r}")
+    # By the text: torch.device keeps a number in eight bits.
+    if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
+        raise RunError(f"--device {name} is not there: torch sees {torch.cuda.device_count()} CUDA devices")
+    return torch.device(name)
+
+
+def _name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
+
+
+def processor() -> str:
+    """The processor's name, as far as the system tells it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+@contextmanager
+def _arithmetic() -> Iterator[None]:
+    """Let no baseline lose by the numbers that a device rounds, or is slow to compute.
+
+    An LSTM's gradients fade over a long sequence to denormal numbers, which some processors take ten times as long
+    for: they are zero here. A GPU's tensor cores are not to round to ten bits.
+    """
+    flushed, rounded = sys.float_info.min / 2.0 == 0.0, torch.backends.cudnn.allow_tf32
+    torch.set_flush_denormal(True)
+    torch.backends.cudnn.allow_tf32 = False
     try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise RunError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
-    if device.type == "cuda":
-        # A baseline is not to lose by rounding.
-        torch.backends.cudnn.allow_tf32 = False
-    return device
-
-
-def _machine(device: torch.device) -> dict[str, str]:
-    return {"device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type}
+        yield
+    finally:
+        torch.set_flush_denormal(flushed)
+        torch.backends.cudnn.allow_tf32 = rounded
 
 
 def _curve(folder: Path) -> dict[str, list[float]]:

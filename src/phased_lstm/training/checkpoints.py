@@ -89,8 +89,9 @@ def save_checkpoint(
         for name, value in entries.items():
             tensors[f"{_OPTIMIZER}{index}.{name}"] = torch.as_tensor(value)
     tensors[_GENERATOR] = torch.get_rng_state()
-    if _on_cuda(model):
-        tensors[_CUDA_GENERATOR] = torch.cuda.get_rng_state()
+    device = _cuda_device(model)
+    if device is not None:
+        tensors[_CUDA_GENERATOR] = torch.cuda.get_rng_state(device)
     tensors |= {_EXTRA + name: tensor for name, tensor in extra.items()}
     save_tensors(path, tensors, {"step": step, "optimizer": type(optimizer).__name__})
 
@@ -128,8 +129,9 @@ def load_checkpoint(
             restore(_part(tensors, _EXTRA))
         torch.set_rng_state(tensors[_GENERATOR])
         # A run begun on another device goes on with the device's own generator.
-        if _on_cuda(model) and _CUDA_GENERATOR in tensors:
-            torch.cuda.set_rng_state(tensors[_CUDA_GENERATOR])
+        device = _cuda_device(model)
+        if device is not None and _CUDA_GENERATOR in tensors:
+            torch.cuda.set_rng_state(tensors[_CUDA_GENERATOR], device)
         return int(metadata["step"])
     except (KeyError, IndexError, ValueError, TypeError, RuntimeError) as error:
         raise RunError(f"{path} is damaged: {error}") from error
@@ -139,8 +141,8 @@ def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def _on_cuda(model: nn.Module) -> bool:
-    return any(parameter.is_cuda for parameter in model.parameters())
+def _cuda_device(model: nn.Module) -> torch.device | None:
+    return next((parameter.device for parameter in model.parameters() if parameter.is_cuda), None)
 
 
 def _fit(path: Path, model: nn.Module, tensors: dict[str, Tensor]) -> None:
