@@ -22,7 +22,9 @@ except ImportError as error:
 _COLOURS = {
     "PhasedLSTMCell": "#D55E00", "BasicLSTMCell": "#0072B2", "PhasedGRUCell": "#CC79A7", "GRUCell": "#009E73",
 }  # fmt: skip
-_SPARE_COLOURS = ("#E69F00", "#56B4E9", "#000000", "#F0E442")
+_SPARE_COLOURS = ("#E69F00", "#56B4E9", "#000000", "#F0E442", "#999999", "#8B4513")
+# A longer legend would cover the curves.
+_ROWS_INSIDE = 5
 _PALETTE = (*_COLOURS.values(), *_SPARE_COLOURS)
 _GATE_UNITS = 8
 _COLUMNS = ("step", "train_loss", "train_accuracy", "test_loss", "test_accuracy")
@@ -111,7 +113,9 @@ def plot_summary(
     key, label = key or summary["metric"]["key"], label or summary["metric"]["label"]
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
-    for row, colour in zip(summary["rows"], _row_colours(summary["rows"]), strict=False):
+    for index, (row, colour) in enumerate(zip(summary["rows"], _row_colours(summary["rows"]), strict=False)):
+        # The colours come again when there are many rows.
+        style = "-" if index < len(_PALETTE) else "--"
         curves = [curve for curve in row["curves"] if key in curve]
         if not curves:
             continue
@@ -123,7 +127,8 @@ def plot_summary(
         seeds = "1 seed" if len(curves) == 1 else f"{len(curves)} seeds"
         # A line through one point would not be seen.
         marker = "o" if len(steps) == 1 else None
-        axes.plot(epochs, means, color=colour, linewidth=1.8, marker=marker, label=f"{row['variant']} ({seeds})")
+        label_of_row = f"{row['variant']} ({seeds})"
+        axes.plot(epochs, means, color=colour, linewidth=1.8, linestyle=style, marker=marker, label=label_of_row)
         if len(curves) > 1:
             spreads = [statistics.stdev(column) for column in columns]
             low = [mean - spread for mean, spread in zip(means, spreads, strict=True)]
@@ -135,7 +140,10 @@ def plot_summary(
         axes.set_yscale("log")
     axes.set_title(summary["title"], fontsize="medium", wrap=True)
     axes.grid(alpha=0.25)
-    axes.legend(fontsize="small")
+    if len(summary["rows"]) > _ROWS_INSIDE:
+        axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    else:
+        axes.legend(fontsize="small")
     return save_figure(figure, path)
 
 
