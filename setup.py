@@ -4,6 +4,7 @@ The library is written against torch's stable ABI, so one build serves torch 2.1
 headers at build time: install torch first and build with `pip install --no-build-isolation`.
 """
 
+import os
 import platform
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -40,7 +41,7 @@ class BuildKernels(build_ext):
         compile_all = self.compiler.compile
 
         def compile_side_by_side(sources, *args, **options):  # type: ignore[no-untyped-def]
-            with ThreadPoolExecutor() as pool:
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
                 parts = pool.map(lambda source: compile_all([source], *args, **options), sources)
                 return [made for part in parts for made in part]
 

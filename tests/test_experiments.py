@@ -96,7 +96,7 @@ def test_a_summary_keeps_runs_that_are_not_here(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_kept_is_named(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"summary\.json"):
+    with pytest.raises(RunError, match=r"summary\.json does not exist: leave --keep out"):
         runner.kept_summary(experiment(), tmp_path)
     assert runner.run(experiment(), tmp_path, seeds=[0], progress=False)
     good = runner.summarise(experiment(), tmp_path, tmp_path)

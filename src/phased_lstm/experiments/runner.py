@@ -176,6 +176,10 @@ def kept_summary(experiment: Experiment, results: Path, *, quick: bool = False) 
             experiment lacks or that has other settings now.
     """
     path = results / SUMMARY
+    if not path.exists():
+        raise RunError(
+            f"--keep adds to the summary in --results, and {path} does not exist: leave --keep out to begin it"
+        )
     kept: dict[str, Any] = read_json(path)
     remedy = "leave --keep out, or choose another --results; --quick runs and full ones do not go together"
     settings = {variant.name: dict(variant.settings) for variant in experiment.variants(quick)}
