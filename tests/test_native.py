@@ -5,15 +5,20 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import platform
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+import phased_lstm
 from phased_lstm import PhasedLSTM, TimeGate, functional
 from phased_lstm._checks import OSCILLATIONS
 from phased_lstm.ops import native, reference, registry
@@ -136,6 +141,21 @@ def in_a_process_with(isa: str, script: str) -> str:
         pytest.skip(f"this CPU has no {isa}")
     assert result.returncode == 0, result.stderr
     return result.stdout
+
+
+def test_code_of_an_instruction_set_stays_in_its_kernels() -> None:
+    """Elsewhere, in what runs on loading or in a function that sources share, it ends the process on older CPUs."""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        pytest.skip("the instruction sets are those of x86-64")
+    if shutil.which("objdump") is None:
+        pytest.skip("objdump is not installed")
+    command = ["objdump", "-d", "-C", "--no-show-raw-insn", str(*Path(phased_lstm.__file__).parent.glob("_native*.so"))]
+    code = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    functions = dict(re.findall(r"^[0-9a-f]+ <(.+)>:\n((?:.+\n)+)", code, re.MULTILINE))
+    # VEX and EVEX, that is AVX and later, are what has a "v" in front. Clones are a source's own.
+    newer = [name for name, body in functions.items() if re.search(r":\tv[a-z]", body)]
+    assert newer
+    assert [name for name in newer if "(anonymous namespace)" not in name and "[clone " not in name] == []
 
 
 @pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])

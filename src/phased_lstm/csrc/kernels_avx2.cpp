@@ -4,6 +4,6 @@
 #include "panels.inl"
 
 namespace phased_lstm {
-const Kernels kAvx2Kernels = {"avx2", table<float>(), table<double>()};
+constinit const Kernels kAvx2Kernels = {"avx2", table<float>(), table<double>()};
 }
 #endif

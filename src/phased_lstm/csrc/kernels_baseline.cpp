@@ -4,6 +4,6 @@
 #include "panels.inl"
 
 namespace phased_lstm {
-const Kernels kBaselineKernels = {"baseline", table<float>(), table<double>()};
+constinit const Kernels kBaselineKernels = {"baseline", table<float>(), table<double>()};
 }
 

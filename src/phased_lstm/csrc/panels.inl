@@ -263,8 +263,9 @@ inline int64_t tape_entries(const Layer<T>& layer) {
   return (layer.batch + rows - 1) / rows * rows * events_in_row(layer);
 }
 
+// constexpr, since code that fills a table while the library loads would run on processors that lack its instructions.
 template <typename T>
-KernelTable<T> table() {
+constexpr KernelTable<T> table() {
   using L = Layer<T>;
   return {
       find_events<T>,
