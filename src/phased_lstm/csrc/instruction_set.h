@@ -10,10 +10,16 @@
 
 namespace {
 
-using phased_lstm::KernelTable;
+using namespace phased_lstm;
 
-inline const phased_lstm::Kernels& kernels() {
-  static const phased_lstm::Kernels* const chosen = [] {
+struct Kernels {
+  const char* name;
+  const KernelTable<float>* floats;
+  const KernelTable<double>* doubles;
+};
+
+inline const Kernels& kernels() {
+  static const Kernels chosen = []() -> Kernels {
     const char* forced = std::getenv("PHASED_LSTM_ISA");
     const std::string wish = forced ? forced : "";
 #if defined(__x86_64__)
@@ -21,21 +27,21 @@ inline const phased_lstm::Kernels& kernels() {
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
                         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw");
-    if ((wish.empty() || wish == "avx512") && avx512) return &phased_lstm::kAvx512Kernels;
-    if ((wish.empty() || wish == "avx2") && avx2) return &phased_lstm::kAvx2Kernels;
+    if ((wish.empty() || wish == "avx512") && avx512) return {"avx512", &kAvx512Floats, &kAvx2Doubles};
+    if ((wish.empty() || wish == "avx2") && avx2) return {"avx2", &kAvx2Floats, &kAvx2Doubles};
 #endif
     STD_TORCH_CHECK(wish.empty() || wish == "baseline", "PHASED_LSTM_ISA=", wish,
                     " is not available here; it may be baseline, avx2 or avx512, as far as the CPU has them");
-    return &phased_lstm::kBaselineKernels;
+    return {"baseline", &kBaselineFloats, &kBaselineDoubles};
   }();
-  return *chosen;
+  return chosen;
 }
 
 template <typename T>
 const KernelTable<T>& table();
 template <>
-const KernelTable<float>& table<float>() { return kernels().single; }
+const KernelTable<float>& table<float>() { return *kernels().floats; }
 template <>
-const KernelTable<double>& table<double>() { return kernels().wide; }
+const KernelTable<double>& table<double>() { return *kernels().doubles; }
 
 }  // namespace

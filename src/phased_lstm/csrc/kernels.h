@@ -141,16 +141,13 @@ struct KernelTable {
                  int64_t chunks);
 };
 
-struct Kernels {
-  const char* name;
-  KernelTable<float> single;
-  KernelTable<double> wide;
-};
-
-extern const Kernels kBaselineKernels;
+// A table for each instruction set. What has AVX-512 takes AVX2's for doubles, which are for checks: to compile them once
+// more would take longer than they ever save.
+extern const KernelTable<float> kBaselineFloats;
+extern const KernelTable<double> kBaselineDoubles;
 #if defined(__x86_64__)
-extern const Kernels kAvx2Kernels;
-extern const Kernels kAvx512Kernels;
+extern const KernelTable<float> kAvx2Floats, kAvx512Floats;
+extern const KernelTable<double> kAvx2Doubles;
 #endif
 
 }  // namespace phased_lstm

@@ -4,6 +4,7 @@
 #include "panels.inl"
 
 namespace phased_lstm {
-constinit const Kernels kAvx2Kernels = {"avx2", table<float>(), table<double>()};
+constinit const KernelTable<float> kAvx2Floats = table<float>();
+constinit const KernelTable<double> kAvx2Doubles = table<double>();
 }
 #endif

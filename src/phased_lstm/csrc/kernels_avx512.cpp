@@ -4,6 +4,6 @@
 #include "panels.inl"
 
 namespace phased_lstm {
-constinit const Kernels kAvx512Kernels = {"avx512", table<float>(), table<double>()};
+constinit const KernelTable<float> kAvx512Floats = table<float>();
 }
 #endif

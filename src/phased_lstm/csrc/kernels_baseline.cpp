@@ -4,6 +4,7 @@
 #include "panels.inl"
 
 namespace phased_lstm {
-constinit const Kernels kBaselineKernels = {"baseline", table<float>(), table<double>()};
+constinit const KernelTable<float> kBaselineFloats = table<float>();
+constinit const KernelTable<double> kBaselineDoubles = table<double>();
 }
 

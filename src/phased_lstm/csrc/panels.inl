@@ -238,22 +238,28 @@ void backward_panels(const Layer<T>& layer, const Backward<T>& run, const T* pac
   }
 }
 
+// Doubles are for checks, and not worth the compiler's time for panels of several vectors.
+template <typename T>
+constexpr bool kWidePanels = std::is_same_v<T, float>;
+
 // Vectors of a panel: enough rows in a panel to share a read of the weights, and two panels or more where
 // the batch allows, for two threads. A function of the batch alone, as every bit of the result is.
 template <typename T>
 inline int panel_vectors(int64_t batch) {
   const int64_t vectors = batch / (2 * Simd<T>::kLanes);
+  if (!kWidePanels<T>) return 1;
   return vectors >= 4 ? 4 : vectors >= 2 ? 2 : 1;
 }
 
 // Calls f with the number of vectors as a constant.
 template <typename T, typename F>
 inline auto with_panel(const Layer<T>& layer, const F& f) {
-  switch (panel_vectors<T>(layer.batch)) {
-    case 4: return f(std::integral_constant<int, 4>());
-    case 2: return f(std::integral_constant<int, 2>());
-    default: return f(std::integral_constant<int, 1>());
+  const int vectors = panel_vectors<T>(layer.batch);
+  if constexpr (kWidePanels<T>) {
+    if (vectors == 4) return f(std::integral_constant<int, 4>());
+    if (vectors == 2) return f(std::integral_constant<int, 2>());
   }
+  return f(std::integral_constant<int, 1>());
 }
 
 template <typename T>
