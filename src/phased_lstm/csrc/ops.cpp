@@ -158,13 +158,13 @@ BackwardResult backward(const Operands& from, const Times& times, const Events<T
   const Layer<T> layer = layer_of<T>(lstm ? 4 : 3, from, times, events, gate.ratio_on, ratio_on);
   const Tensor& input = from.input;
   const int64_t N = layer.batch, L = layer.steps, I = layer.inputs, H = layer.units, G = lstm ? 4 : 3;
-  Tensor grad_input = blank<T>(input, {need_input ? N : 0, L, I}, true);
+  Tensor grad_input = blank<T>(input, {need_input ? N : 0, L, I}, need_input);
   Tensor grad_h0 = blank<T>(input, {N, H}), grad_c0 = blank<T>(input, {lstm ? N : 0, H});
   Tensor grad_weight_ih = blank<T>(input, {G * H, I}), grad_weight_hh = blank<T>(input, {G * H, H});
   Tensor grad_bias_ih = blank<T>(input, {G * H}), grad_bias_hh = blank<T>(input, {lstm ? 0 : G * H});
   Tensor grad_peephole = blank<T>(input, {layer.peephole ? 3 : 0, H});
   Tensor grad_gate = blank<double>(input, {3, H});
-  Tensor grad_times = blank<double>(input, {need_times ? N : 0, L}, true);
+  Tensor grad_times = blank<double>(input, {need_times ? N : 0, L}, need_times);
   const Backward<T> run{pointer<T>(h_n, "h_n", {N, H}),
                         pointer<T>(tape, "tape", {table<T>().tape_entries(layer), table<T>().tape_fields(layer, lstm)}),
                         pointer<T>(grad_output, "grad_output", {N, L, H}),

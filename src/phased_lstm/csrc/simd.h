@@ -66,11 +66,26 @@ inline void store_lane(T* p, int64_t at, T value) {
   store(to, lanes == static_cast<Number>(at % n) ? splat(value) : load(to));
 }
 
+#if PHASED_LSTM_LANES == 8 && defined(__AVX2__)
+// Ones in the first `count` lanes.
+inline __m256i first_lanes(int64_t count) {
+  alignas(64) static constexpr int32_t ones[2 * kFloatLanes] = {-1, -1, -1, -1, -1, -1, -1, -1};
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(ones + kFloatLanes - count));
+}
+#endif
+
 // p[at[0]], p[at[1]] and so on, as many as `count` of them up to a whole vector.
 inline Vec<float> gather_lanes(const float* p, const int32_t* at, int64_t count) {
 #if PHASED_LSTM_LANES == 16 && defined(__AVX512F__)
   const __mmask16 wanted = static_cast<__mmask16>((1u << count) - 1);
   return (Vec<float>)_mm512_mask_i32gather_ps(_mm512_setzero_ps(), wanted, _mm512_maskz_loadu_epi32(wanted, at), p, 4);
+#elif PHASED_LSTM_LANES == 8 && defined(__AVX2__)
+  // Some processors' own gather is slower.
+  const __m256i wanted = first_lanes(count);
+  alignas(32) int32_t i[kFloatLanes];
+  _mm256_store_si256(reinterpret_cast<__m256i*>(i), _mm256_maskload_epi32(at, wanted));
+  const __m256 all = _mm256_setr_ps(p[i[0]], p[i[1]], p[i[2]], p[i[3]], p[i[4]], p[i[5]], p[i[6]], p[i[7]]);
+  return (Vec<float>)_mm256_and_ps(all, _mm256_castsi256_ps(wanted));
 #else
   float values[kFloatLanes] = {};
   for (int64_t i = 0; i < count; ++i) values[i] = p[at[i]];
@@ -88,6 +103,8 @@ inline Vec<double> gather_lanes(const double* p, const int32_t* at, int64_t coun
 inline Vec<float> load_first(const float* p, int64_t count) {
 #if PHASED_LSTM_LANES == 16 && defined(__AVX512F__)
   return (Vec<float>)_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), p);
+#elif PHASED_LSTM_LANES == 8 && defined(__AVX2__)
+  return (Vec<float>)_mm256_maskload_ps(p, first_lanes(count));
 #else
   if (count == kFloatLanes) return load(p);
   float values[kFloatLanes] = {};
@@ -105,6 +122,8 @@ inline Vec<double> load_first(const double* p, int64_t count) {
 inline void store_first(float* p, Vec<float> v, int64_t count) {
 #if PHASED_LSTM_LANES == 16 && defined(__AVX512F__)
   _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << count) - 1), (__m512)v);
+#elif PHASED_LSTM_LANES == 8 && defined(__AVX2__)
+  count == kFloatLanes ? store(p, v) : _mm256_maskstore_ps(p, first_lanes(count), (__m256)v);
 #else
   count == kFloatLanes ? store(p, v) : static_cast<void>(std::memcpy(p, &v, count * sizeof(float)));
 #endif

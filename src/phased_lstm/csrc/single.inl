@@ -69,11 +69,9 @@ class Openness {
   void fill() {
     constexpr int lanes = Simd<T>::kLanes;
     for (int64_t e = from_; e < to_; e += lanes) {
-      Vec<T> phase = splat(T(0)), ratio = splat(T(1));
-      for (int i = 0; i < std::min<int64_t>(lanes, to_ - e); ++i) {
-        phase[i] = layer_.events.phases[e + i];
-        ratio[i] = layer_.ratio_on[layer_.events.units[e + i]];
-      }
+      const int64_t here = std::min<int64_t>(lanes, to_ - e);
+      const Vec<T> phase = load_first(layer_.events.phases + e, here);
+      const Vec<T> ratio = gather_lanes(layer_.ratio_on, layer_.events.units + e, here);
       store(&k_[e - from_], gate_at(phase, ratio, layer_.leak, layer_.oscillation).k);
     }
   }
@@ -115,7 +113,8 @@ void forward_single(const Layer<T>& layer, const Forward<T>& run, const T* packe
         });
       for (int64_t e = 0; e < count; e += lanes) {
         const int64_t here = std::min<int64_t>(lanes, count - e);
-        Vec<T> values[4], peephole[3] = {};
+        Vec<T> values[4], peephole[3];
+        for (Vec<T>& of : peephole) of = splat(T(0));
         load_columns(&sums[4 * e], values);
         State<T> old{gather_lanes(h, units + e, here), Vec<T>{}};
         if constexpr (Lstm) old.c = gather_lanes(c, units + e, here);
@@ -205,7 +204,8 @@ void backward_single(const Layer<T>& layer, const Backward<T>& run, const T* pac
       T* d = pending.next();
       for (int64_t e = 0; e < count; e += lanes) {
         const int64_t here = std::min<int64_t>(lanes, count - e);
-        Vec<T> values[4], peephole[3] = {};
+        Vec<T> values[4], peephole[3];
+        for (Vec<T>& of : peephole) of = splat(T(0));
         for (int slot = 0; slot < 4; ++slot) values[slot] = load_first(tape + slot * count + e, here);
         State<T> old{load_first(tape + 4 * count + e, here), Vec<T>{}};
         State<T> from{gather_lanes(grad_h, units + e, here), Vec<T>{}};
