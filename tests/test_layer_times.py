@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
@@ -199,6 +200,28 @@ def test_times_are_never_broadcast(phased: Any, batch_first: bool, shape: tuple[
     x = torch.zeros((4, 9, 3) if batch_first else (9, 4, 3), dtype=torch.float64)
     with pytest.raises(ValueError, match=re.escape(message)):
         make(phased, batch_first=batch_first)(x, times=torch.zeros(shape))
+
+
+@PHASED
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("bidirectional", [True, False])
+@pytest.mark.parametrize("bad", [math.nan, -math.inf])
+def test_times_that_are_not_finite_are_refused(phased: Any, backend: str, bidirectional: bool, bad: float) -> None:
+    """Shared or a row each, float32 or float64, with an origin or none, wanted gradients or none; not in padding."""
+    rnn = make(phased, num_layers=2, bidirectional=bidirectional, backend=backend, batch_first=True)
+    x, times = batch()
+    rows = times.clone()
+    rows[3, 8] = bad
+    message = "times should be finite, got NaN or inf; drop or repair those steps"
+    for wrong in (rows, rows.float(), rows[3]):
+        for context in (torch.no_grad(), torch.enable_grad()):
+            with context, pytest.raises(ValueError, match=message):
+                rnn(x, times=wrong)
+    assert_equal(rnn(x, times=rows, lengths=[9, 9, 9, 8]), rnn(x, times=times, lengths=[9, 9, 9, 8]))
+    for gate in rnn.gates:
+        gate.assign_(origin=5)
+    with pytest.raises(ValueError, match=message):
+        rnn(x, times=rows)
 
 
 @PHASED

@@ -164,6 +164,24 @@ def as_tuple(state: Any) -> tuple[Tensor, ...]:
     return state if isinstance(state, tuple) else (state,)
 
 
+@pytest.mark.parametrize("layers", [1, 2])
+def test_final_states_changed_in_place_give_right_gradients_or_an_error(layers: int) -> None:
+    rnn = PhasedLSTM(3, 9, layers, **OPTIONS)
+    x, times, _ = many_rows(4)
+    cells = [rnn(x, times=times)[1][1] for _ in range(2)]
+    cells[0].mul_(2).sum().backward()
+    found = [parameter.grad for parameter in rnn.parameters() if parameter.grad is not None]
+    rnn.zero_grad()
+    (cells[1] * 2).sum().backward()
+    assert_same_bits(found, [parameter.grad for parameter in rnn.parameters() if parameter.grad is not None])
+    h_n = rnn(x, times=times)[1][0].mul_(2)
+    if layers == 1:
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            h_n.sum().backward()
+    else:
+        h_n.sum().backward()
+
+
 @pytest.mark.parametrize("kind", CELLS)
 @pytest.mark.parametrize("rows", [None, 1, 3, 4, 17])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ._checks import Oscillation, check_flag, check_size
+from ._checks import Oscillation, check_flag, check_size, check_time_values
 from ._parametrisation import gate_values_and_factors
 from .functional import NARROW_DTYPES, apply_gru, apply_lstm, autocasting
 from .gate import PERIOD_INIT_MAX, PERIOD_INIT_MIN, TimeGate
 from .ops import native
-from .ops.registry import check_backend_name, select
+from .ops.registry import check_backend_name
 
 PEEPHOLES = ("weight_ci", "weight_cf", "weight_co")
 GATE_DEFAULTS: dict[str, Any] = {
@@ -115,29 +115,73 @@ class PhasedModule(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _direction(
-        self, suffix: str, x: Tensor, times: Tensor, state: Sequence[Tensor], options: dict[str, Any]
+        self,
+        suffix: str,
+        x: Tensor,
+        times: Tensor,
+        state: Sequence[Tensor],
+        options: dict[str, Any],
+        *,
+        layered: bool = False,
+        times_are_finite: bool = True,
     ) -> tuple[Tensor | None, ...]:
-        """Run one layer and direction over (N, L, width); returns (output, *final state)."""
-        gate = getattr(self, "gate" + suffix)
+        """Run one layer and direction over (N, L, width).
+
+        Args:
+            suffix: of the weights' names.
+            x, times, options: as the backends take them.
+            state: each (N, H).
+            layered: whether the final states are to be (1, N, H).
+            times_are_finite: False if nobody has looked yet; then it is done here.
+
+        Returns:
+            output or None, and the final states, each (N, H) or (1, N, H).
+        """
+        gate = self._module("gate" + suffix)
         if gate.hidden_size != self.hidden_size:
             raise ValueError(f"gate{suffix} is of {gate.hidden_size} units, the layer has {self.hidden_size}")
-        weights = (getattr(self, "weight_ih" + suffix), getattr(self, "weight_hh" + suffix))
+        weights = (self._weight("weight_ih" + suffix), self._weight("weight_hh" + suffix))
         biases: tuple[Any, Any] = (None, None)
         if self.bias:
-            biases = (getattr(self, "bias_ih" + suffix), getattr(self, "bias_hh" + suffix))
-        peepholes = tuple(getattr(self, name + suffix) for name in PEEPHOLES) if self.peephole else ()
+            biases = (self._weight("bias_ih" + suffix), self._weight("bias_hh" + suffix))
+        peepholes = tuple(self._weight(name + suffix) for name in PEEPHOLES) if self.peephole else ()
         options = options | {"leak": gate.active_leak, "oscillation": gate.oscillation}
-        sources = self._sources_for_native(gate, x, (*state, *weights, *biases, *peepholes), options["leak"])
+        sources = self._sources_for_native(gate, x, (*state, *weights, *biases, *peepholes))
         if sources is not None:
             kept = self._keep("gate" + suffix, sources)
             times = times if kept.timing.origin == 0 else gate.relative(times)
             values = (*kept.timing[:3], *kept.growth_and_odds)
-            return native.layer_of_parameters(
-                x, times, tuple(state), (*weights, *biases), peepholes, sources[:6], values, **options
-            )
+            try:
+                return native.layer_of_parameters(
+                    x, times, tuple(state), (*weights, *biases), peepholes, sources[:6], values,
+                    layered=layered, **options,
+                )  # fmt: skip
+            except RuntimeError as error:
+                refusal = error
+            # The operator looks at every time, too, and refuses what is refused here in better words.
+            check_time_values(times)
+            raise refusal
+        if not times_are_finite:
+            check_time_values(times)
+        output, *final = self._by_operands(suffix, gate, x, times, state, weights, biases, peepholes, options)
+        return (output, *((each.unsqueeze(0) for each in final) if layered else final))
+
+    def _by_operands(
+        self,
+        suffix: str,
+        gate: TimeGate,
+        x: Tensor,
+        times: Tensor,
+        state: Sequence[Tensor],
+        weights: tuple[Any, Any],
+        biases: tuple[Any, Any],
+        peepholes: tuple[Any, ...],
+        options: dict[str, Any],
+    ) -> tuple[Any, ...]:
+        """Run one layer and direction on whatever backend takes the gate's values as operands."""
         timing = self._timing("gate" + suffix, gate)
         times = times if timing.origin == 0 else gate.relative(times)
-        options["backend"] = self.backend
+        options = options | {"backend": self.backend}
         if self._state_count == 1:
             return apply_gru(x, times, state[0], *weights, *biases, *timing[:3], **options)
         bias = None
@@ -148,22 +192,36 @@ class PhasedModule(nn.Module):
         peephole = torch.stack(peepholes) if peepholes else None
         return apply_lstm(x, times, state[0], state[1], *weights, bias, *timing[:3], peephole=peephole, **options)
 
+    def _weight(self, name: str) -> Any:
+        # torch.nn.Module looks in three places first. Pruned or parametrised, a weight is no parameter.
+        found = self._parameters.get(name)
+        return getattr(self, name) if found is None else found
+
+    def _module(self, name: str) -> Any:
+        found = self._modules.get(name)
+        return getattr(self, name) if found is None else found
+
     def _sources_for_native(
-        self, gate: TimeGate, x: Tensor, others: tuple[Tensor | None, ...], leak: float
+        self, gate: TimeGate, x: Tensor, others: tuple[Tensor | None, ...]
     ) -> tuple[Tensor, ...] | None:
-        """The gate's sources if the native backend can take them and all the others as they are, else None."""
+        """The gate's sources if the native backend is to take them and all the others as they are, else None."""
         sources = gate.sources()
-        plain = (
-            sources is not None
-            and native.keeps_values(sources[0])
-            and all(tensor.dtype == sources[0].dtype for tensor in sources[:6])
-            and not any(initial.requires_grad for initial in sources[3:6])
-            and x.dtype in (torch.float32, torch.float64)
-            and all(tensor is None or tensor.dtype == x.dtype for tensor in others)
-            and not autocasting(x)
-            and select(self.backend, x, leak).name == "native"
-        )
-        return sources if plain else None
+        if sources is None or self.backend not in ("auto", "native") or not native.keeps_values(sources[0]):
+            return None
+        dtype = x.dtype
+        if dtype not in (torch.float32, torch.float64) or not x.is_cpu or torch.is_autocast_enabled("cpu"):
+            return None
+        for tensor in others:
+            if tensor is not None and tensor.dtype != dtype:
+                return None
+        of_gate = sources[0].dtype
+        for tensor in sources[1:6]:
+            if tensor.dtype != of_gate:
+                return None
+        for initial in sources[3:6]:
+            if initial.requires_grad:
+                return None
+        return sources
 
     def _timing(self, name: str, gate: TimeGate) -> Timing:
         """Return the gate's values. Where no gradient is wanted they are kept from call to call."""

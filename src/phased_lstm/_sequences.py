@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -13,8 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 Sequences: TypeAlias = Tensor | PackedSequence
 
 
-@dataclass(frozen=True)
-class PaddedBatch:
+class PaddedBatch(NamedTuple):
     """A batch in the form the backends take.
 
     Attributes:

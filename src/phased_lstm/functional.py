@@ -262,7 +262,7 @@ def autocasting(tensor: Tensor) -> bool:
 
 
 def check_sequence(
-    input: Tensor, times: Tensor, lengths: Tensor | Sequence[int] | None
+    input: Tensor, times: Tensor, lengths: Tensor | Sequence[int] | None, *, finite: bool = True
 ) -> tuple[Tensor, Tensor | None]:
     """Validate times and lengths against a batch of sequences.
 
@@ -270,6 +270,7 @@ def check_sequence(
         input: (N, L, ...) the batch.
         times: (L,) or (N, L).
         lengths: (N,) or None.
+        finite: False if the caller sees to it that floating times are finite.
 
     Returns:
         The times, with 0 where a row of (N, L) is padding, and lengths as an int64 tensor or None.
@@ -290,7 +291,8 @@ def check_sequence(
     if checked_lengths is not None and times.dim() == 2:
         valid = torch.arange(steps, device=input.device) < checked_lengths.unsqueeze(1)
         times = torch.where(valid, times, torch.zeros_like(times))
-    check_time_values(times)
+    if finite or not times.is_floating_point():
+        check_time_values(times)
     return times, checked_lengths
 
 

@@ -144,9 +144,9 @@ class PhasedRNN(PhasedModule):
                 f"input.size(-1) must be equal to input_size. Expected {self.input_size}, got {x.shape[-1]}"
             )
         stamps = torch.arange(x.shape[1], device=x.device) if batch.times is None else batch.times
-        stamps, valid_lengths = check_sequence(x, stamps, batch.lengths)
+        stamps, valid_lengths = check_sequence(x, stamps, batch.lengths, finite=False)
         states = self._initial_states(hx, batch)
-        finals: list[tuple[Tensor | None, ...]] = []
+        finals: list[tuple[Any, ...]] = []
         for layer in range(self.num_layers):
             last = layer == self.num_layers - 1
             outputs: list[Any] = []
@@ -156,24 +156,28 @@ class PhasedRNN(PhasedModule):
                     "reverse": direction == 1,
                     "return_sequence": return_sequence or not last,
                 }
-                output, *final = self._direction(suffix, x, stamps, [s[len(finals)] for s in states], options)
+                output, *final = self._direction(
+                    suffix, x, stamps, states[len(finals)], options, layered=True, times_are_finite=bool(finals)
+                )
                 outputs.append(output)
                 finals.append(tuple(final))
             if not last or return_sequence:
                 x = torch.cat(outputs, dim=-1) if self.bidirectional else outputs[0]
                 if not last and self.dropout and self.training:
                     x = nn.functional.dropout(x, self.dropout)
-        joined = tuple(_stacked(list(final)) for final in zip(*finals, strict=True))
+        joined: tuple[Any, ...] = finals[0]
+        if len(finals) > 1:
+            joined = tuple(torch.cat(list(final)) for final in zip(*finals, strict=True))
         if batch.unbatched:
             joined = tuple(state.squeeze(1) for state in joined)
         return batch.restore(x) if return_sequence else None, joined
 
-    def _initial_states(self, hx: Any, batch: PaddedBatch) -> tuple[Tensor, ...]:
-        """Return each state as (D * num_layers, N, H)."""
+    def _initial_states(self, hx: Any, batch: PaddedBatch) -> list[tuple[Tensor, ...]]:
+        """Return the states of each layer and direction, each (N, H)."""
         input = batch.values
         shape = (self.num_layers * self._directions, input.shape[0], self.hidden_size)
         if hx is None:
-            return self._blank_states(input, shape)
+            return [self._blank_states(input, shape[1:])] * shape[0]
         states = self._check_states(hx, ("h_0", "c_0"))
         ranks = [state.dim() for state in states]
         wanted = 2 if batch.unbatched else 3
@@ -190,7 +194,7 @@ class PhasedRNN(PhasedModule):
             if tuple(state.shape) != shape:
                 raise RuntimeError(f"Expected {name} size {shape}, got {list(state.shape)}")
             self._check_state_kind(name, state, input)
-        return states
+        return list(zip(*(state.unbind(0) for state in states), strict=True))
 
     def _copy_from(self, source: nn.RNNBase) -> None:
         with torch.no_grad():
@@ -422,10 +426,6 @@ class PhasedGRU(PhasedRNN):
         if not isinstance(gru, nn.GRU):
             raise TypeError(f"from_gru takes a torch.nn.GRU, got: {type(gru).__name__}")
         return _convert(cls, gru, phased)
-
-
-def _stacked(tensors: list[Tensor]) -> Tensor:
-    return tensors[0].unsqueeze(0) if len(tensors) == 1 else torch.stack(tensors)
 
 
 def _convert(cls: type[Any], source: nn.RNNBase, options: dict[str, Any]) -> Any:

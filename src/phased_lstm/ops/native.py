@@ -170,6 +170,7 @@ def layer_of_parameters(
     lengths: Tensor | None,
     reverse: bool,
     return_sequence: bool,
+    layered: bool,
 ) -> tuple[Tensor | None, ...]:
     """One layer and direction, with a single node of autograd from a module's own parameters to its results.
 
@@ -180,25 +181,46 @@ def layer_of_parameters(
         peepholes: three of (H,), or none.
         gate: (H,) raw_period, raw_shift, raw_ratio_on, and the three initial values.
         values: constants, each (H,): what `gate_values` makes of `gate`, in float64, and `growth_of` and `odds_of`.
+        layered: whether h_n and c_n are to be (1, N, H). To make them so afterwards would be nodes of autograd.
 
     Returns:
         output or None, h_n and, of an LSTM, c_n.
     """
     h0, c0 = states if len(states) == 2 else (states[0], None)
-    tensors = tuple(
-        None if tensor is None else tensor.contiguous()
-        for tensor in (input, times, lengths, h0, c0, *weights, *(peepholes or (None,) * 3), *gate)
-    )
+    tensors = []
+    keep = torch.is_grad_enabled()
+    wanted = False
+    for tensor in (input, times, lengths, h0, c0, *weights, *(peepholes or _NO_PEEPHOLES), *gate):
+        if tensor is not None:
+            tensor = tensor.contiguous()
+            wanted = wanted or (keep and tensor.requires_grad)
+        tensors.append(tensor)
     options = (leak, OSCILLATIONS.index(oscillation), reverse, return_sequence)
-    if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors):
-        output, h_n, c_n = _LayerOfParameters.apply((values, options), *tensors)
+    if wanted:
+        output, h_n, c_n = _LayerOfParameters.apply((values, options, layered), *tensors)
     else:
-        output, h_n, c_n, *_ = _without_autograd(*_operands(tensors), *values[:3], *options, False)
+        output, h_n, c_n, *_ = _run(_operands(tensors), values, options, False, layered)
     results = (output if return_sequence else None, h_n)
     return results if c0 is None else (*results, c_n)
 
 
-def _operands(tensors: tuple[Any, ...]) -> tuple[Any, ...]:
+_NO_PEEPHOLES = (None,) * 3
+
+
+def _run(
+    operands: tuple[Any, ...], values: tuple[Tensor, ...], options: tuple[Any, ...], keep: bool, layered: bool
+) -> tuple[Any, ...]:
+    """Call the operator on operands and a gate's values."""
+    with torch._C._AutoDispatchBelowAutograd():
+        output, h_n, c_n, *tape = _layer_alone(*operands, *values[:3], *options, keep)
+        if layered:
+            # In place: autograd forbids to write into views that a node returns.
+            for state in (h_n, c_n):
+                state.unsqueeze_(0)
+    return output, h_n, c_n, *tape
+
+
+def _operands(tensors: list[Any] | tuple[Any, ...]) -> tuple[Any, ...]:
     """The operator's first ten operands of those of `_LayerOfParameters`."""
     peepholes = tensors[9:12]
     return (*tensors[:9], None if peepholes[0] is None else torch.stack(peepholes))
@@ -266,24 +288,27 @@ class _LayerOfParameters(torch.autograd.Function):
     """The layer, and the gate's values before it, as one node."""
 
     @staticmethod
-    def forward(ctx: Any, constants: tuple[tuple[Any, ...], tuple[Any, ...]], *tensors: Any) -> Any:
-        ctx.constants = values, options = constants
+    def forward(ctx: Any, constants: tuple[tuple[Any, ...], tuple[Any, ...], bool], *tensors: Any) -> Any:
+        ctx.constants = values, options, layered = constants
         operands = _operands(tensors)
-        output, h_n, c_n, *tape = _without_autograd(*operands, *values[:3], *options, True)
+        output, h_n, c_n, *tape = _run(operands, values, options, True, layered)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors, operands[-1], h_n, *tape)
         return output, h_n, c_n
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        values, options = ctx.constants
+        values, options, layered = ctx.constants
         saved = ctx.saved_tensors
-        tensors, peephole, taped = saved[:_SOURCES], saved[_SOURCES], saved[_SOURCES + 1 :]
+        tensors, peephole, h_n, tape = saved[:_SOURCES], saved[_SOURCES], saved[_SOURCES + 1], saved[_SOURCES + 2 :]
         needs = ctx.needs_input_grad[1:]
+        if layered:
+            h_n = h_n.squeeze(0)
+            grads = (grads[0], *(None if grad is None else grad.squeeze(0) for grad in grads[1:]))
         if torch.is_grad_enabled():
             return (None, *_reference_gradients(tensors, needs, _made_of_parameters, options, grads))
         operands = (*tensors[:9], peephole, *values[:3])
-        *found, in_bias_hh, in_peephole, in_gate = _gradients(operands, taped, needs[:2], options, grads)
+        *found, in_bias_hh, in_peephole, in_gate = _gradients(operands, (h_n, *tape), needs[:2], options, grads)
         # An LSTM adds its biases up, so that the gradient of one is that of the other.
         found.append(in_bias_hh if tensors[4] is None else found[-1])
         found += (None,) * 3 if peephole is None else in_peephole.unbind()
