@@ -14,27 +14,33 @@ namespace {
 template <int NV>
 constexpr int kUnitBlock = std::max(1, (kFloatLanes == 16 ? 4 : 2) / NV);
 
+// Vectors of a panel whose sums the registers hold, with what they are made of.
+template <int NV>
+constexpr int kAtOnce = kFloatLanes == 16 ? NV : std::min(NV, 2);
+
 // sums[b][slots[g]][v] += sum_k rows[b][g][k] columns[k][v] for the units b of a block, columns being (width, P).
 template <typename T, int G, int NV, int B>
 inline void multiply(const T* const (&rows)[B], int64_t stride, const int (&slots)[G], const T* columns, int64_t width,
                      Vec<T> (*sums)[4][NV]) {
-  constexpr int lanes = Simd<T>::kLanes;
-  Vec<T> total[B][G][NV];
-  for (int b = 0; b < B; ++b)
-    for (int g = 0; g < G; ++g)
-      for (int v = 0; v < NV; ++v) total[b][g][v] = sums[b][slots[g]][v];
-  for (int64_t k = 0; k < width; ++k) {
-    Vec<T> x[NV];
-    for (int v = 0; v < NV; ++v) x[v] = load(columns + k * kPanelRows<T, NV> + v * lanes);
+  constexpr int lanes = Simd<T>::kLanes, M = kAtOnce<NV>;
+  for (int from = 0; from < NV; from += M) {
+    Vec<T> total[B][G][M];
     for (int b = 0; b < B; ++b)
-      for (int g = 0; g < G; ++g) {
-        const Vec<T> w = splat(rows[b][g * stride + k]);
-        for (int v = 0; v < NV; ++v) total[b][g][v] += w * x[v];
-      }
+      for (int g = 0; g < G; ++g)
+        for (int v = 0; v < M; ++v) total[b][g][v] = sums[b][slots[g]][from + v];
+    for (int64_t k = 0; k < width; ++k) {
+      Vec<T> x[M];
+      for (int v = 0; v < M; ++v) x[v] = load(columns + k * kPanelRows<T, NV> + (from + v) * lanes);
+      for (int b = 0; b < B; ++b)
+        for (int g = 0; g < G; ++g) {
+          const Vec<T> w = splat(rows[b][g * stride + k]);
+          for (int v = 0; v < M; ++v) total[b][g][v] += w * x[v];
+        }
+    }
+    for (int b = 0; b < B; ++b)
+      for (int g = 0; g < G; ++g)
+        for (int v = 0; v < M; ++v) sums[b][slots[g]][from + v] = total[b][g][v];
   }
-  for (int b = 0; b < B; ++b)
-    for (int g = 0; g < G; ++g)
-      for (int v = 0; v < NV; ++v) sums[b][slots[g]][v] = total[b][g][v];
 }
 
 // The sums of events first .. first + B of a step.
@@ -117,19 +123,23 @@ inline void spread_back(const T* const (&rows)[B], int64_t stride, const int (&s
                         int64_t width) {
   constexpr int lanes = Simd<T>::kLanes;
   constexpr int64_t P = kPanelRows<T, NV>;
-  Vec<T> grad[B][G][NV];
-  for (int b = 0; b < B; ++b)
-    for (int g = 0; g < G; ++g)
-      for (int v = 0; v < NV; ++v) grad[b][g][v] = load(d + (4 * b + slots[g]) * P + v * lanes);
-  for (int64_t k = 0; k < width; ++k) {
-    Vec<T> total[NV];
-    for (int v = 0; v < NV; ++v) total[v] = load(dcolumns + k * P + v * lanes);
+  constexpr int M = kAtOnce<NV>;
+  for (int from = 0; from < NV * lanes; from += M * lanes) {
+    Vec<T> grad[B][G][M];
     for (int b = 0; b < B; ++b)
-      for (int g = 0; g < G; ++g) {
-        const Vec<T> w = splat(rows[b][g * stride + k]);
-        for (int v = 0; v < NV; ++v) total[v] += w * grad[b][g][v];
-      }
-    for (int v = 0; v < NV; ++v) store(dcolumns + k * P + v * lanes, total[v]);
+      for (int g = 0; g < G; ++g)
+        for (int v = 0; v < M; ++v) grad[b][g][v] = load(d + (4 * b + slots[g]) * P + from + v * lanes);
+    for (int64_t k = 0; k < width; ++k) {
+      T* to = dcolumns + k * P + from;
+      Vec<T> total[M];
+      for (int v = 0; v < M; ++v) total[v] = load(to + v * lanes);
+      for (int b = 0; b < B; ++b)
+        for (int g = 0; g < G; ++g) {
+          const Vec<T> w = splat(rows[b][g * stride + k]);
+          for (int v = 0; v < M; ++v) total[v] += w * grad[b][g][v];
+        }
+      for (int v = 0; v < M; ++v) store(to + v * lanes, total[v]);
+    }
   }
 }
 
