@@ -66,35 +66,31 @@ inline void gather_columns(T* drows, int64_t stride, const int (&slots)[G], cons
                            int64_t j) {
   constexpr int lanes = Simd<T>::kLanes;
   constexpr int64_t P = kPanelRows<T, NV>;
+  // Sums in parts, where one of a row after the other would wait for its own additions.
+  constexpr int parts = NC == 1 || kFloatLanes == 16 ? 2 : 1;
   // A step's own sum first: added one by one to a long sum, small terms would lose their last bits.
-  Vec<T> even[G][NC], odd[G][NC];
-  clear(even);
-  clear(odd);
-  for (int64_t row = 0; row < P; row += 2) {
-    Vec<T> a[NC], b[NC];
-    for (int c = 0; c < NC; ++c) {
-      a[c] = load(x + row * width + j + c * lanes);
-      b[c] = load(x + (row + 1) * width + j + c * lanes);
-    }
-    for (int g = 0; g < G; ++g) {
-      const Vec<T> da = splat(d[slots[g] * P + row]), db = splat(d[slots[g] * P + row + 1]);
-      for (int c = 0; c < NC; ++c) {
-        even[g][c] += da * a[c];
-        odd[g][c] += db * b[c];
+  Vec<T> total[parts][G][NC];
+  for (auto& part : total) clear(part);
+  for (int64_t row = 0; row < P; row += parts)
+    for (int part = 0; part < parts; ++part) {
+      Vec<T> a[NC];
+      for (int c = 0; c < NC; ++c) a[c] = load(x + (row + part) * width + j + c * lanes);
+      for (int g = 0; g < G; ++g) {
+        const Vec<T> of_row = splat(d[slots[g] * P + row + part]);
+        for (int c = 0; c < NC; ++c) total[part][g][c] += of_row * a[c];
       }
     }
-  }
   for (int g = 0; g < G; ++g)
     for (int c = 0; c < NC; ++c) {
       T* to = drows + g * stride + j + c * lanes;
-      store(to, load(to) + (even[g][c] + odd[g][c]));
+      store(to, load(to) + (parts == 2 ? total[0][g][c] + total[parts - 1][g][c] : total[0][g][c]));
     }
 }
 
 // The same for all columns.
 template <typename T, int G, int NV>
 inline void gather_rows(T* drows, int64_t stride, const int (&slots)[G], const T* d, const T* x, int64_t width) {
-  constexpr int lanes = Simd<T>::kLanes, wide = kFloatLanes == 16 ? 2 : 1;
+  constexpr int lanes = Simd<T>::kLanes, wide = 2;
   int64_t j = 0;
   for (; j + wide * lanes <= width; j += wide * lanes)
     gather_columns<T, G, NV, wide>(drows, stride, slots, d, x, width, j);

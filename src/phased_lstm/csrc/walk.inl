@@ -26,8 +26,11 @@ constexpr int kSlotBits = 4;
 constexpr int64_t kLargestGroup = 1 << kSlotBits;
 using Tick = uint32_t;
 
+// Events that a sequence asks for before it comes to them.
+constexpr int64_t kAhead = 16;
+
 // Sequences that share a read of weights, as many as the registers hold.
-constexpr int kRowBlock = kFloatLanes == 16 ? 4 : 2;
+constexpr int kRowBlock = kFloatLanes == 16 ? 4 : kFloatLanes == 8 ? 3 : 2;
 
 // A function of the batch alone, as every bit of the result is.
 inline int64_t group_rows(int64_t batch) { return std::max<int64_t>(1, std::min(kLargestGroup, batch / 2)); }
@@ -231,6 +234,12 @@ class Walk {
       first_event_[slot] = offsets[t];
       found_[slot] = offsets[t + 1] - offsets[t];
       count_ += found_[slot];
+      if (!forwards) continue;
+      // As many streams of events as there are sequences are more than a processor foresees. It may be asked for what is
+      // beyond the ends of an array.
+      const int64_t wanted = layer_.reverse ? first_event_[slot] - kAhead : offsets[t + 1] + kAhead;
+      __builtin_prefetch(layer_.events.units + wanted);
+      __builtin_prefetch(layer_.events.phases + wanted);
     }
   }
 
