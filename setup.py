@@ -18,6 +18,7 @@ SOURCES = Path("src/phased_lstm/csrc")
 QUIET = ["-Wno-psabi", "-Wno-maybe-uninitialized"]
 COMMON = ["-std=c++20", "-O3", "-ffp-contract=fast", "-fvisibility=hidden", "-Wall", "-Wextra", *QUIET]
 FLAGS = {
+    "kernels_baseline": [],
     "kernels_avx2": ["-mavx2", "-mfma"],
     "kernels_avx512": ["-mavx512f", "-mavx512vl", "-mavx512dq", "-mavx512bw", "-mavx2", "-mfma",
                        "-mprefer-vector-width=512"],
@@ -84,10 +85,10 @@ def extensions() -> list[Extension]:
             "phased_lstm._native",
             sources=sorted(str(path) for path in SOURCES.glob("*.cpp")),
             depends=[str(path) for pattern in ("*.h", "*.inl") for path in SOURCES.glob(pattern)],
-            include_dirs=[str(root / "include")],
             library_dirs=[str(root / "lib")],
             libraries=["torch", "torch_cpu", "c10"],
-            extra_compile_args=[*COMMON, STABLE_ABI],
+            # Not for warnings about torch's own headers.
+            extra_compile_args=[*COMMON, STABLE_ABI, "-isystem", str(root / "include")],
             language="c++",
         )
     ]
