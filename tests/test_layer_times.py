@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import re
+import weakref
 from typing import Any
 
 import pytest
@@ -222,6 +224,22 @@ def test_times_that_are_not_finite_are_refused(phased: Any, backend: str, bidire
         gate.assign_(origin=5)
     with pytest.raises(ValueError, match=message):
         rnn(x, times=rows)
+
+
+@PHASED
+def test_a_refused_batch_is_not_held(phased: Any) -> None:
+    rnn = make(phased, batch_first=True)
+    x, times = batch()
+    times[0, 0] = math.nan
+    held = weakref.ref(x)
+    gc.disable()
+    try:
+        with pytest.raises(ValueError, match="times should be finite"):
+            rnn(x, times=times)
+        del x
+        assert held() is None
+    finally:
+        gc.enable()
 
 
 @PHASED

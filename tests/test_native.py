@@ -151,9 +151,9 @@ def test_code_of_an_instruction_set_stays_in_its_kernels() -> None:
         pytest.skip("objdump is not installed")
     command = ["objdump", "-d", "-C", "--no-show-raw-insn", str(*Path(phased_lstm.__file__).parent.glob("_native*.so"))]
     code = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    functions = dict(re.findall(r"^[0-9a-f]+ <(.+)>:\n((?:.+\n)+)", code, re.MULTILINE))
+    functions = re.findall(r"^[0-9a-f]+ <(.+)>:\n((?:.+\n)+)", code, re.MULTILINE)
     # VEX and EVEX, that is AVX and later, are what has a "v" in front. Clones are a source's own.
-    newer = [name for name, body in functions.items() if re.search(r":\tv[a-z]", body)]
+    newer = [name for name, body in functions if re.search(r":\tv[a-z]", body)]
     assert newer
     assert [name for name in newer if "(anonymous namespace)" not in name and "[clone " not in name] == []
 
@@ -238,11 +238,13 @@ def test_rounding_carries_no_phase_over_the_ratio(batch: int, shared: bool, leak
         assert_near(gradients, wanted_gradients, 2e-5)
 
 
-def test_units_that_never_open_get_zero_gradients_and_keep_their_state() -> None:
-    values = [v.float() for v in leaves(True, (4, 10, 3, 8), False, False)]
-    values[1] = torch.full((4, 10), 5.0, dtype=torch.float64)
+@pytest.mark.parametrize("rows", [1, 4])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_units_that_never_open_get_zero_gradients_and_keep_their_state(rows: int, reverse: bool) -> None:
+    values = [v.float() for v in leaves(True, (rows, 10, 3, 8), False, False)]
+    values[1] = torch.full((rows, 10), 5.0, dtype=torch.float64)
     values[7], values[8], values[9] = torch.full((8,), 10.0), torch.zeros(8), torch.full((8,), 0.1)
-    (output, h_n, c_n), gradients = run(native, values, True, **PLAIN)
+    (output, h_n, c_n), gradients = run(native, values, True, **PLAIN | {"reverse": reverse})
     assert torch.equal(h_n, values[2])
     assert torch.equal(c_n, values[3])
     assert torch.equal(output, values[2].unsqueeze(1).expand_as(output))

@@ -158,9 +158,13 @@ class PhasedModule(nn.Module):
                 )  # fmt: skip
             except RuntimeError as error:
                 refusal = error
-            # The operator looks at every time, too, and refuses what is refused here in better words.
-            check_time_values(times)
-            raise refusal
+            try:
+                # The operator looks at every time, too, and refuses what is refused here in better words.
+                check_time_values(times)
+                raise refusal
+            finally:
+                # The error holds this frame, and with it the batch, until it is gone.
+                del refusal
         if not times_are_finite:
             check_time_values(times)
         output, *final = self._by_operands(suffix, gate, x, times, state, weights, biases, peepholes, options)

@@ -83,7 +83,9 @@ inline void gather_columns(T* drows, int64_t stride, const int (&slots)[G], cons
   for (int g = 0; g < G; ++g)
     for (int c = 0; c < NC; ++c) {
       T* to = drows + g * stride + j + c * lanes;
-      store(to, load(to) + (parts == 2 ? total[0][g][c] + total[parts - 1][g][c] : total[0][g][c]));
+      Vec<T> all = total[0][g][c];
+      for (int part = 1; part < parts; ++part) all += total[part][g][c];
+      store(to, load(to) + all);
     }
 }
 

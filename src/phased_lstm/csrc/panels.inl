@@ -238,24 +238,23 @@ void backward_panels(const Layer<T>& layer, const Backward<T>& run, const T* pac
   }
 }
 
-// Doubles are for checks, and not worth the compiler's time for panels of several vectors.
+// Vectors of a panel at most. Doubles are for checks, and wider panels of them not worth the compiler's time.
 template <typename T>
-constexpr bool kWidePanels = std::is_same_v<T, float>;
+constexpr int64_t kMostVectors = std::is_same_v<T, float> ? 4 : 1;
 
 // Vectors of a panel: enough rows in a panel to share a read of the weights, and two panels or more where
 // the batch allows, for two threads. A function of the batch alone, as every bit of the result is.
 template <typename T>
 inline int panel_vectors(int64_t batch) {
-  const int64_t vectors = batch / (2 * Simd<T>::kLanes);
-  if (!kWidePanels<T>) return 1;
+  const int64_t vectors = std::min(batch / (2 * Simd<T>::kLanes), kMostVectors<T>);
   return vectors >= 4 ? 4 : vectors >= 2 ? 2 : 1;
 }
 
 // Calls f with the number of vectors as a constant.
 template <typename T, typename F>
 inline auto with_panel(const Layer<T>& layer, const F& f) {
-  const int vectors = panel_vectors<T>(layer.batch);
-  if constexpr (kWidePanels<T>) {
+  if constexpr (kMostVectors<T> == 4) {
+    const int vectors = panel_vectors<T>(layer.batch);
     if (vectors == 4) return f(std::integral_constant<int, 4>());
     if (vectors == 2) return f(std::integral_constant<int, 2>());
   }

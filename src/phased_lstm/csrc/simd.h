@@ -358,10 +358,6 @@ inline void gather_rows(const double* table, const int32_t* at, Vec<double> (&co
 }
 
 // Writes the lanes chosen by `bits`, one behind the other. A whole vector is written.
-inline void put_chosen(double* to, Vec<double> from, unsigned bits) {
-  _mm512_storeu_pd(to, _mm512_maskz_compress_pd(static_cast<__mmask8>(bits), (__m512d)from));
-}
-
 inline void put_chosen(float* to, Vec<double> from, unsigned bits) {
   const __m256 narrow = _mm512_cvtpd_ps((__m512d)from);
   _mm256_storeu_ps(to, _mm256_maskz_compress_ps(static_cast<__mmask8>(bits), narrow));

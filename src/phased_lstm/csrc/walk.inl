@@ -235,9 +235,9 @@ class Walk {
       found_[slot] = offsets[t + 1] - offsets[t];
       count_ += found_[slot];
       if (!forwards) continue;
-      // As many streams of events as there are sequences are more than a processor foresees. It may be asked for what is
-      // beyond the ends of an array.
-      const int64_t wanted = layer_.reverse ? first_event_[slot] - kAhead : offsets[t + 1] + kAhead;
+      // As many streams of events as there are sequences are more than a processor foresees.
+      const int64_t next = layer_.reverse ? first_event_[slot] - kAhead : offsets[t + 1] + kAhead;
+      const int64_t wanted = std::clamp<int64_t>(next, 0, layer_.events.count);
       __builtin_prefetch(layer_.events.units + wanted);
       __builtin_prefetch(layer_.events.phases + wanted);
     }

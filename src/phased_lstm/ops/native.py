@@ -42,7 +42,7 @@ def missing() -> str:
 
 
 def instruction_set() -> str:
-    """The instruction set in use: baseline, avx2 or avx512."""
+    """The instruction set in use, baseline, avx2 or avx512. Doubles take avx2's kernels where floats take avx512's."""
     return _ISAS[torch.ops.phased_lstm.instruction_set()]
 
 
