@@ -80,7 +80,7 @@ inline Vec<float> gather_lanes(const float* p, const int32_t* at, int64_t count)
   const __mmask16 wanted = static_cast<__mmask16>((1u << count) - 1);
   return (Vec<float>)_mm512_mask_i32gather_ps(_mm512_setzero_ps(), wanted, _mm512_maskz_loadu_epi32(wanted, at), p, 4);
 #elif PHASED_LSTM_LANES == 8 && defined(__AVX2__)
-  // Some processors' own gather is slower.
+  // A vector read of lanes that were written one by one would have to wait for them.
   const __m256i wanted = first_lanes(count);
   alignas(32) int32_t i[kFloatLanes];
   _mm256_store_si256(reinterpret_cast<__m256i*>(i), _mm256_maskload_epi32(at, wanted));
