@@ -11,6 +11,7 @@
 #include "rows.inl"
 #include "schedule.inl"
 #include "single.inl"
+#include "quads.h"
 #include "simd.h"
 
 namespace {

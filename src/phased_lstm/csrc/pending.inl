@@ -6,6 +6,7 @@
 
 #include "kernels.h"
 #include "packing.inl"
+#include "quads.h"
 #include "simd.h"
 
 namespace {

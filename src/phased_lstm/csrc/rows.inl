@@ -9,6 +9,7 @@
 #include "kernels.h"
 #include "packing.inl"
 #include "pending.inl"
+#include "quads.h"
 #include "simd.h"
 #include "walk.inl"
 
@@ -17,11 +18,11 @@ namespace {
 using phased_lstm::Forward;
 using phased_lstm::KernelTable;
 
-// acc[slots[g]][r] += <rows[g], x[r]>, by lanes, from `from` on over `width`. What stands `ahead` of the rows is
+// acc[r][slots[g]] += <rows[g], x[r]>, by lanes, from `from` on over `width`. What stands `ahead` of the rows is
 // wanted next; `ask`: ask for it.
 template <typename T, int G, int NR, bool ask>
 inline void multiply_rows(const T* rows, int64_t stride, int64_t from, int64_t width, const int (&slots)[G],
-                          const T* const* x, int64_t ahead, Vec<T> (&acc)[4][NR]) {
+                          const T* const* x, int64_t ahead, Vec<T> (&acc)[NR][4]) {
   for (int64_t k = from; k < from + width; k += Simd<T>::kLanes) {
     Vec<T> a[NR];
     for (int r = 0; r < NR; ++r) a[r] = load(x[r] + k);
@@ -29,39 +30,27 @@ inline void multiply_rows(const T* rows, int64_t stride, int64_t from, int64_t w
       const T* row = rows + g * stride + k;
       if constexpr (ask) __builtin_prefetch(row + ahead);
       const Vec<T> w = load(row);
-      for (int r = 0; r < NR; ++r) acc[slots[g]][r] += w * a[r];
+      for (int r = 0; r < NR; ++r) acc[r][slots[g]] += w * a[r];
     }
   }
 }
 
-// The four sums of a unit for NR sequences, into out[slot * stride + r]. `x`: their states with the features behind;
-// `few`: their features when there are few.
+// The four sums of a unit for NR sequences, into rows of four. `x`: their states with the features behind; `few`: their
+// features when there are few.
 template <typename T, int G, int NR, bool ask>
 inline void unit_sums(const Packing<T, G>& packing, const T* packed, int64_t u, int64_t next, const T* const* x,
-                      const T* const* few, T* out, int64_t stride) {
+                      const T* const* few, T* out) {
   const int64_t ahead = (next - u) * packing.unit();
-  Vec<T> acc[4][NR];
+  Vec<T> acc[NR][4];
   clear(acc);
   for_parts(packing, true, [&](const int(&slots)[G], int64_t from, int64_t width) {
     multiply_rows<T, G, NR, ask>(packing.state_rows(packed, u), packing.row(), from, width, slots, x, ahead, acc);
   });
   const T* head = packing.head_of(packed, u);
-  if constexpr (NR <= 2) {
-    for (int r = 0; r < NR; ++r) {
-      const Vec<T> slots[4] = {acc[0][r], acc[1][r], acc[2][r], acc[3][r]};
-      Quad<T> sum = sums(slots) + load_quad(head);
-      for (int64_t i = 0; i < packing.few; ++i) sum += load_quad(head + 4 * (1 + i)) * few[r][i];
-      for (int slot = 0; slot < 4; ++slot) out[slot * stride + r] = sum[slot];
-    }
-  } else {
-    for (int slot = 0; slot < 4; ++slot) {
-      const Vec<T> of_rows[4] = {acc[slot][0], acc[slot][1], acc[slot][2], acc[slot][NR - 1]};
-      Quad<T> sum = sums(of_rows) + head[slot];
-      for (int64_t i = 0; i < packing.few; ++i)
-        sum += head[4 * (1 + i) + slot] * Quad<T>{few[0][i], few[1][i], few[2][i], few[NR - 1][i]};
-      for (int r = 0; r < NR; ++r) out[slot * stride + r] = sum[r];
-    }
-  }
+  Quads<T, NR> all(acc);
+  all.add(load_quad(head));
+  for (int64_t i = 0; i < packing.few; ++i) all.add_product(load_quad(head + 4 * (1 + i)), few, i);
+  all.write(out);
 }
 
 // dx[r] += sum_g d[r][slots[g]] rows[g], from `from` on over `width`.
@@ -169,13 +158,14 @@ template <typename T, bool Lstm>
 void forward_rows(const Layer<T>& layer, const Forward<T>& run, const T* packed, int64_t begin, int64_t end) {
   constexpr int G = Lstm ? 4 : 3, lanes = Simd<T>::kLanes, fields = Lstm ? 6 : 5;
   // The first columns are the tape's, where the events' numbers and phases come behind them.
-  enum { kSums = 0, kOldH = 4, kOldC, kPeepI, kPeepF, kPeepO, kNewH, kNewC, kColumns };
+  enum { kValues = 0, kOldH = 4, kOldC, kPeepI, kPeepF, kPeepO, kNewH, kNewC, kColumns };
   const Packing<T, G> packing(layer);
   const int64_t H = layer.units, I = layer.inputs, size = group_rows(layer.batch);
   const T* features[kLargestGroup];
   const bool by_size = packing.unit() * static_cast<int64_t>(sizeof(T)) <= kOftenRead;
   GroupState<T, G> state(packing, size, H);
   Scratch<T, kColumns> at(size * H);
+  Buffer<T> sums(4 * padded<T>(size * H), T(0));
   Walk<T> walk(layer);
   for (int64_t group = begin; group < end; ++group) {
     const int64_t first = group * size, rows = std::min(size, layer.batch - first);
@@ -198,7 +188,7 @@ void forward_rows(const Layer<T>& layer, const Forward<T>& run, const T* packed,
           x[r] = state.h_of(walk.slot(e + r));
           few[r] = features[walk.slot(e + r)];
         }
-        unit_sums<T, G, size(), ask()>(packing, packed, walk.unit(e), walk.unit(next), x, few, at[kSums] + e, at.width);
+        unit_sums<T, G, size(), ask()>(packing, packed, walk.unit(e), walk.unit(next), x, few, &sums[4 * e]);
       };
       if (by_size)
         walk.for_blocks_by_size([&](auto size, int64_t e) { sum_up(size, std::false_type(), e, e); });
@@ -215,7 +205,7 @@ void forward_rows(const Layer<T>& layer, const Forward<T>& run, const T* packed,
             gate_at(load(walk.phases() + e), load(walk.ratios() + e), layer.leak, layer.oscillation).k;
         const State<T> old{load(at[kOldH] + e), load(at[kOldC] + e)};
         Vec<T> values[4];
-        for (int slot = 0; slot < 4; ++slot) values[slot] = load(at[kSums + slot] + e);
+        load_columns(&sums[4 * e], values);
         State<T> fresh;
         if constexpr (Lstm)
           fresh = lstm_step(values, {load(at[kPeepI] + e), load(at[kPeepF] + e), load(at[kPeepO] + e)}, k, old);
@@ -224,7 +214,7 @@ void forward_rows(const Layer<T>& layer, const Forward<T>& run, const T* packed,
         store(at[kNewH] + e, fresh.h);
         store(at[kNewC] + e, fresh.c);
         if (tape)
-          for (int slot = 0; slot < 4; ++slot) store(at[kSums + slot] + e, values[slot]);
+          for (int slot = 0; slot < 4; ++slot) store(at[kValues + slot] + e, values[slot]);
       }
       for (int64_t e = 0; e < count; ++e) {
         state.h_of(walk.slot(e))[walk.unit(e)] = at[kNewH][e];

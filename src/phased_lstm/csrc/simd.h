@@ -138,34 +138,6 @@ inline void clear(V (&sums)[N][M]) {
     for (int j = 0; j < M; ++j) sums[i][j] = V{};
 }
 
-// Halves are added until four lanes are left, the same way at every call.
-typedef float Four __attribute__((vector_size(16)));
-
-inline Four fold(Vec<float> v) {
-#if PHASED_LSTM_LANES == 16
-  const auto eight = __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) +
-                     __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
-#else
-  const auto eight = v;
-#endif
-#if PHASED_LSTM_LANES >= 8
-  return __builtin_shufflevector(eight, eight, 0, 1, 2, 3) + __builtin_shufflevector(eight, eight, 4, 5, 6, 7);
-#else
-  return eight;
-#endif
-}
-
-inline float sum(Vec<float> v) {
-  const Four f = fold(v);
-  return (f[0] + f[2]) + (f[1] + f[3]);
-}
-
-inline double sum(Vec<double> v) {
-  double total = v[0];
-  for (int i = 1; i < Simd<double>::kLanes; ++i) total += v[i];
-  return total;
-}
-
 // Four values, whatever the width of a vector.
 template <typename T>
 struct QuadOf {
@@ -200,61 +172,6 @@ inline V interleave(V a, V b) {
     return __builtin_shufflevector(a, b, f, f + n, f + 1, f + 1 + n, f + 2, f + 2 + n, f + 3, f + 3 + n, f + 4,
                                    f + 4 + n, f + 5, f + 5 + n, f + 6, f + 6 + n, f + 7, f + 7 + n);
 }
-
-// The sums of four vectors, each with the same rounding wherever it stands. Neighbours are added first, so that most
-// of the additions serve all four.
-#if PHASED_LSTM_LANES == 16
-#define PHASED_LSTM_PAIRS(a, b, x, y, z, w)                                                                       \
-  __builtin_shufflevector(a, b, x, y, z, w, x + 4, y + 4, z + 4, w + 4, x + 8, y + 8, z + 8, w + 8, x + 12, y + 12, \
-                          z + 12, w + 12)
-#elif PHASED_LSTM_LANES == 8
-#define PHASED_LSTM_PAIRS(a, b, x, y, z, w) \
-  __builtin_shufflevector(a, b, x, y, z, w, x + 4, y + 4, z + 4, w + 4)
-#else
-#define PHASED_LSTM_PAIRS(a, b, x, y, z, w) __builtin_shufflevector(a, b, x, y, z, w)
-#endif
-inline Quad<float> sums(const Vec<float> (&v)[4]) {
-  constexpr int n = kFloatLanes;
-  const auto ab = PHASED_LSTM_PAIRS(v[0], v[1], 0, n, 1, n + 1) + PHASED_LSTM_PAIRS(v[0], v[1], 2, n + 2, 3, n + 3);
-  const auto cd = PHASED_LSTM_PAIRS(v[2], v[3], 0, n, 1, n + 1) + PHASED_LSTM_PAIRS(v[2], v[3], 2, n + 2, 3, n + 3);
-  return fold(PHASED_LSTM_PAIRS(ab, cd, 0, 1, n, n + 1) + PHASED_LSTM_PAIRS(ab, cd, 2, 3, n + 2, n + 3));
-}
-
-// Reads a vector's worth of quads as four columns, each quad by a load of its own: where quads were just stored, a
-// wider load would have to wait for them.
-inline void load_columns(const float* quads, Vec<float> (&columns)[4]) {
-  // Static, as a lambda with `auto` would have to capture it otherwise.
-  static constexpr int n = kFloatLanes;
-  Vec<float> rows[4];
-  for (int j = 0; j < 4; ++j) {
-    const auto at = [&](int i) { return load_quad(quads + 4 * (4 * i + j)); };
-#if PHASED_LSTM_LANES == 16
-    const auto low = __builtin_shufflevector(at(0), at(1), 0, 1, 2, 3, 4, 5, 6, 7);
-    const auto high = __builtin_shufflevector(at(2), at(3), 0, 1, 2, 3, 4, 5, 6, 7);
-    rows[j] = __builtin_shufflevector(low, high, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-#elif PHASED_LSTM_LANES == 8
-    rows[j] = __builtin_shufflevector(at(0), at(1), 0, 1, 2, 3, 4, 5, 6, 7);
-#else
-    rows[j] = at(0);
-#endif
-  }
-  const auto low = [](auto a, auto b) { return PHASED_LSTM_PAIRS(a, b, 0, n, 1, n + 1); };
-  const auto high = [](auto a, auto b) { return PHASED_LSTM_PAIRS(a, b, 2, n + 2, 3, n + 3); };
-  const auto first = low(rows[0], rows[1]), second = low(rows[2], rows[3]);
-  const auto third = high(rows[0], rows[1]), fourth = high(rows[2], rows[3]);
-  columns[0] = PHASED_LSTM_PAIRS(first, second, 0, 1, n, n + 1);
-  columns[1] = PHASED_LSTM_PAIRS(first, second, 2, 3, n + 2, n + 3);
-  columns[2] = PHASED_LSTM_PAIRS(third, fourth, 0, 1, n, n + 1);
-  columns[3] = PHASED_LSTM_PAIRS(third, fourth, 2, 3, n + 2, n + 3);
-}
-#undef PHASED_LSTM_PAIRS
-
-inline void load_columns(const double* quads, Vec<double> (&columns)[4]) {
-  for (int i = 0; i < Simd<double>::kLanes; ++i)
-    for (int column = 0; column < 4; ++column) columns[column][i] = quads[4 * i + column];
-}
-
-inline Quad<double> sums(const Vec<double> (&v)[4]) { return Quad<double>{sum(v[0]), sum(v[1]), sum(v[2]), sum(v[3])}; }
 
 // a - b * c with one rounding.
 inline double minus_product(double a, double b, double c) {
@@ -418,18 +335,6 @@ inline void transpose(Vec<T> (&rows)[Simd<T>::kLanes]) {
       next[2 * i + 1] = interleave<n / 2>(rows[i], rows[i + n / 2]);
     }
     for (int i = 0; i < n; ++i) rows[i] = next[i];
-  }
-}
-
-// Writes four columns as rows of four.
-template <typename T>
-inline void store_rows(T* to, const Vec<T> (&columns)[4]) {
-  constexpr int n = Simd<T>::kLanes;
-  for (int half = 0; half < 2; ++half) {
-    const auto even = half ? interleave<n / 2>(columns[0], columns[2]) : interleave<0>(columns[0], columns[2]);
-    const auto odd = half ? interleave<n / 2>(columns[1], columns[3]) : interleave<0>(columns[1], columns[3]);
-    store(to + 2 * half * n, interleave<0>(even, odd));
-    store(to + (2 * half + 1) * n, interleave<n / 2>(even, odd));
   }
 }
 

@@ -9,6 +9,7 @@
 #include "packing.inl"
 #include "pending.inl"
 #include "rows.inl"
+#include "quads.h"
 #include "simd.h"
 
 namespace {
