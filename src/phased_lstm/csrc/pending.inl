@@ -11,6 +11,9 @@
 
 namespace {
 
+using phased_lstm::Buffer;
+using phased_lstm::Layer;
+
 // Gradients of the weights are sums over events of (gradients of the four sums) x (state and features before it).
 // They are put off, and then made a unit at a time, so that a unit's gradients are read and written once for many
 // events.

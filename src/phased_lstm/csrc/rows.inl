@@ -104,9 +104,9 @@ struct GroupState {
   int64_t width, units;
   Buffer<T> h, c;
   GroupState(const Packing<T, G>& packing, int64_t rows, int64_t units)
-      : width(packing.row()), units(units), h(rows * width, T(0)), c(rows * units, T(0)) {}
+      : width(packing.row()), units(units), h(rows * width, T(0)), c(rows * width, T(0)) {}
   T* h_of(int64_t slot) { return h.data() + slot * width; }
-  T* c_of(int64_t slot) { return c.data() + slot * units; }
+  T* c_of(int64_t slot) { return c.data() + slot * width; }
 
   // `from_c`, `to_c`: null for a GRU.
   void take(int64_t slot, const T* from_h, const T* from_c) {
@@ -134,12 +134,16 @@ inline T* row_of(T* rows, int64_t row, int64_t width) {
   return rows ? rows + row * width : nullptr;
 }
 
+// The events' peepholes of i, f and o, as columns.
 template <typename T>
-inline void load_peephole(const Layer<T>& layer, int64_t u, int64_t e, T* i, T* f, T* o) {
+inline void load_peepholes(const Layer<T>& layer, const Walk<T>& walk, T* i, T* f, T* o) {
   if (!layer.peephole) return;
-  i[e] = layer.peephole[u];
-  f[e] = layer.peephole[layer.units + u];
-  o[e] = layer.peephole[2 * layer.units + u];
+  for (int64_t e = 0; e < walk.count(); ++e) {
+    const T* of_unit = layer.peephole + walk.unit(e);
+    i[e] = of_unit[0];
+    f[e] = of_unit[layer.units];
+    o[e] = of_unit[2 * layer.units];
+  }
 }
 
 // Copies the features of a place in (N, L), and asks for those of the step that comes next.
@@ -194,16 +198,14 @@ void forward_rows(const Layer<T>& layer, const Forward<T>& run, const T* packed,
         walk.for_blocks_by_size([&](auto size, int64_t e) { sum_up(size, std::false_type(), e, e); });
       else
         walk.for_blocks([&](auto size, int64_t e, int64_t next) { sum_up(size, std::true_type(), e, next); });
-      for (int64_t e = 0; e < count; ++e) {
-        const int64_t u = walk.unit(e), slot = walk.slot(e);
-        at[kOldH][e] = state.h_of(slot)[u];
-        if (Lstm) at[kOldC][e] = state.c_of(slot)[u];
-        load_peephole(layer, u, e, at[kPeepI], at[kPeepF], at[kPeepO]);
-      }
+      load_peepholes(layer, walk, at[kPeepI], at[kPeepF], at[kPeepO]);
+      const int32_t* places = walk.places(state.width);
       for (int64_t e = 0; e < count; e += lanes) {
+        const int64_t here = std::min<int64_t>(lanes, count - e);
         const Vec<T> k =
             gate_at(load(walk.phases() + e), load(walk.ratios() + e), layer.leak, layer.oscillation).k;
-        const State<T> old{load(at[kOldH] + e), load(at[kOldC] + e)};
+        State<T> old{gather_lanes(state.h.data(), places + e, here), Vec<T>{}};
+        if constexpr (Lstm) old.c = gather_lanes(state.c.data(), places + e, here);
         Vec<T> values[4];
         load_columns(&sums[4 * e], values);
         State<T> fresh;
@@ -213,12 +215,14 @@ void forward_rows(const Layer<T>& layer, const Forward<T>& run, const T* packed,
           fresh = gru_step(values, k, old);
         store(at[kNewH] + e, fresh.h);
         store(at[kNewC] + e, fresh.c);
-        if (tape)
-          for (int slot = 0; slot < 4; ++slot) store(at[kValues + slot] + e, values[slot]);
+        if (!tape) continue;
+        for (int slot = 0; slot < 4; ++slot) store(at[kValues + slot] + e, values[slot]);
+        store(at[kOldH] + e, old.h);
+        store(at[kOldC] + e, old.c);
       }
       for (int64_t e = 0; e < count; ++e) {
-        state.h_of(walk.slot(e))[walk.unit(e)] = at[kNewH][e];
-        if (Lstm) state.c_of(walk.slot(e))[walk.unit(e)] = at[kNewC][e];
+        state.h[places[e]] = at[kNewH][e];
+        if (Lstm) state.c[places[e]] = at[kNewC][e];
       }
       if (tape) {
         for (int field = 0; field < fields; ++field) tape = std::copy_n(at[field], count, tape);
@@ -281,14 +285,10 @@ void backward_rows(const Layer<T>& layer, const Backward<T>& run, const T* packe
           for (int64_t u = 0; u < H; ++u) to[u] += from[u];
         }
       if (!count) continue;
-      for (int64_t e = 0; e < count; ++e) {
-        const int64_t u = walk.unit(e), slot = walk.slot(e);
-        // The products need the state before this step.
-        state.h_of(slot)[u] = at[kOldH][e];
-        at[kGradH][e] = grad.h_of(slot)[u];
-        if (Lstm) at[kGradC][e] = grad.c_of(slot)[u];
-        load_peephole(layer, u, e, at[kPeepI], at[kPeepF], at[kPeepO]);
-      }
+      const int32_t* places = walk.places(state.width);
+      // The products need the state before this step.
+      for (int64_t e = 0; e < count; ++e) state.h[places[e]] = at[kOldH][e];
+      load_peepholes(layer, walk, at[kPeepI], at[kPeepF], at[kPeepO]);
       if (!pending.room_for(rows, count)) pending.settle(partial);
       for (Tick rest = tick; rest; rest &= rest - 1) {
         const int slot = __builtin_ctz(rest);
@@ -307,7 +307,10 @@ void backward_rows(const Layer<T>& layer, const Backward<T>& run, const T* packe
         const Gate<T> gate = gate_at(load(walk.phases() + e), load(walk.ratios() + e), layer.leak, layer.oscillation);
         Vec<T> values[4];
         for (int slot = 0; slot < 4; ++slot) values[slot] = load(at[kValues + slot] + e);
-        const State<T> old{load(at[kOldH] + e), load(at[kOldC] + e)}, from{load(at[kGradH] + e), load(at[kGradC] + e)};
+        const State<T> old{load(at[kOldH] + e), load(at[kOldC] + e)};
+        const int64_t here = std::min<int64_t>(lanes, count - e);
+        State<T> from{gather_lanes(grad.h.data(), places + e, here), Vec<T>{}};
+        if constexpr (Lstm) from.c = gather_lanes(grad.c.data(), places + e, here);
         Gradients<T> found;
         if constexpr (Lstm)
           found = lstm_step_back(values, {load(at[kPeepI] + e), load(at[kPeepF] + e), load(at[kPeepO] + e)}, gate.k,
@@ -323,8 +326,8 @@ void backward_rows(const Layer<T>& layer, const Backward<T>& run, const T* packe
       }
       for (int64_t e = 0; e < count; ++e) {
         const int64_t u = walk.unit(e), slot = walk.slot(e);
-        grad.h_of(slot)[u] = at[kGradH][e];
-        if (Lstm) grad.c_of(slot)[u] = at[kGradC][e];
+        grad.h[places[e]] = at[kGradH][e];
+        if (Lstm) grad.c[places[e]] = at[kGradC][e];
         const T* of_event = &d[4 * e];
         pending.add(u, number[slot]);
         if (run.grad_input) add_few(packing, packed, u, of_event, &grad_few[slot * kFewInputs]);

@@ -66,6 +66,7 @@ class Walk {
         open_(slots_.size() + kFloatLanes),
         event_(group_rows(layer.batch) * layer.units + kLargestGroup),
         number_(event_.size()),
+        place_(event_.size()),
         blocks_((kRowBlock + 1) * most_blocks_),
         phase_(event_.size(), T(0)),
         ratio_(event_.size(), T(1)) {}
@@ -132,6 +133,13 @@ class Walk {
   int64_t count() const { return count_; }
   int64_t unit(int64_t e) const { return event_[e] >> kSlotBits; }
   int64_t slot(int64_t e) const { return event_[e] & (kLargestGroup - 1); }
+  // Where the events' units are in an array of (slots, width); until the next call.
+  const int32_t* places(int64_t width) {
+    for (int64_t e = 0; e < count_; ++e)
+      place_[e] = static_cast<int32_t>(event_[e] & (kLargestGroup - 1)) * static_cast<int32_t>(width) +
+                  static_cast<int32_t>(event_[e] >> kSlotBits);
+    return place_.data();
+  }
   // Columns of phases and ratios, with room for a whole vector.
   const T* phases() const { return phase_.data(); }
   const T* ratios() const { return ratio_.data(); }
@@ -288,9 +296,10 @@ class Walk {
   Buffer<uint16_t> slots_;
   // The units that are open in any.
   Buffer<int32_t> open_;
-  // unit << kSlotBits | slot, and an event's number among those of its slot, with room for a vector behind the last.
+  // unit << kSlotBits | slot, an event's number among those of its slot, with room for a vector behind the last, and
+  // what `places` last gave.
   Buffer<uint32_t> event_;
-  Buffer<int32_t> number_;
+  Buffer<int32_t> number_, place_;
   // Where the blocks of each size begin, and how many there are; size 0 is for what is no block.
   Buffer<int32_t> blocks_;
   int64_t blocks_of_[kRowBlock + 1];
