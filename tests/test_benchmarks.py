@@ -81,6 +81,33 @@ def test_curves_have_every_panel_and_break_even(results: Path) -> None:
     assert all({"reference forward", "reference train"} <= keys for keys in marked)
 
 
+def test_machines_are_compared_row_by_row(tmp_path: Path) -> None:
+    floor = {"forward": 10, "train": 4}
+    ms = {"nn.LSTM forward": 30.0, "ours forward": 3.0, "nn.LSTM train": 50.0, "ours train": 20.0}
+    slower = ms | {"ours forward": 4.0}
+    for folder, points in (
+        ("one", {"a": {"ms": ms, "floor": floor}}),
+        ("other", {"a": {"ms": slower, "floor": floor}, "b": {"ms": ms, "floor": floor}}),
+    ):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "layers.json").write_text(json.dumps({"points": points}))
+    result = run("compare", f"One={tmp_path}/one", f"Other={tmp_path}/other")
+    assert result.returncode == 0, result.stderr
+    header, _, *rows = result.stdout.splitlines()
+    assert header == "| batch, steps, in, hidden | aim | One | Other |"
+    assert rows == [
+        "| a | 10 / 4 | **10.0** / 2.5 | 7.5 / 2.5 |",
+        "| b | 10 / 4 |  | **10.0** / 2.5 |",
+        "| aims reached | 4 | 1 | 1 |",
+    ]
+
+
+def test_a_comparison_without_a_title_is_refused(tmp_path: Path) -> None:
+    result = run("compare", str(tmp_path))
+    assert result.returncode == 1
+    assert "expected NAME=FOLDER" in result.stderr
+
+
 def test_cells_have_positive_times(results: Path) -> None:
     (point,) = json.loads((results / "cells.json").read_text())["points"].values()
     for cell in ("nn.LSTMCell", "PhasedLSTMCell"):
