@@ -87,6 +87,22 @@ def test_a_run_leaves_all_its_files(tmp_path: Path) -> None:
     assert results["test_images"] == 4
 
 
+def test_denormal_numbers_are_zero_while_a_run_trains_and_not_afterwards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def task(*given: Any) -> Any:
+        seen.append(sys.float_info.min / 2.0)
+        return made(*given)
+
+    seen: list[float] = []
+    made = mnist.MnistTask
+    monkeypatch.setattr(mnist, "MnistTask", task)
+    assert run(tmp_path / "run") is not None
+    can_flush = torch.set_flush_denormal(False)
+    assert [value == 0.0 for value in seen] == [can_flush]
+    assert sys.float_info.min / 2.0 > 0.0
+
+
 @pytest.mark.parametrize("model", ["PhasedLSTMCell", "BasicLSTMCell", "PhasedGRUCell", "GRUCell"])
 def test_a_saved_model_gives_the_same_logits(tmp_path: Path, model: str) -> None:
     config = dataclasses.replace(SMALL, model=model, steps=2)

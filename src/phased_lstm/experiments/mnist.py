@@ -14,6 +14,7 @@ from .. import __version__
 from ..data.mnist import STEPS, Digits, load
 from ..errors import RunError
 from ..layers import PhasedGRU, PhasedLSTM
+from ..training.arithmetic import fair_arithmetic
 from ..training.checkpoints import load_model, save_model, save_tensors
 from ..training.loop import train
 from ..training.runs import CONFIG, MODEL, RESULTS, TRACE, RunFolder, read_json, read_log
@@ -217,19 +218,20 @@ def run(
     if config.threads:
         torch.set_num_threads(config.threads)
     folder = RunFolder(out, COLUMNS)
-    digits = load(config.data, config.data_dir, progress=progress)
-    try:
-        task = MnistTask(config, digits)
-    except ValueError as error:
-        raise RunError(str(error)) from error
-    if resume:
-        folder.lock()
-    else:
-        folder.start(config.to_json(), overwrite=overwrite)
-    try:
-        return _train(config, task, folder, resume=resume, progress=progress)
-    finally:
-        folder.close()
+    with fair_arithmetic():
+        digits = load(config.data, config.data_dir, progress=progress)
+        try:
+            task = MnistTask(config, digits)
+        except ValueError as error:
+            raise RunError(str(error)) from error
+        if resume:
+            folder.lock()
+        else:
+            folder.start(config.to_json(), overwrite=overwrite)
+        try:
+            return _train(config, task, folder, resume=resume, progress=progress)
+        finally:
+            folder.close()
 
 
 def _train(

@@ -6,10 +6,8 @@ import math
 import platform
 import re
 import statistics
-import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ import torch
 from .. import __version__
 from ..errors import RunError
 from ..ops import native
+from ..training.arithmetic import fair_arithmetic
 from ..training.checkpoints import save_model
 from ..training.loop import train
 from ..training.runs import CHECKPOINT, CONFIG, MODEL, RESULTS, RunFolder, read_json, read_log
@@ -62,7 +61,7 @@ def run(
     """
     where = _device(device)
     schedule = experiment.quick_schedule if quick else experiment.schedule
-    with _arithmetic():
+    with fair_arithmetic():
         for seed in schedule.seeds if seeds is None else seeds:
             for variant in _chosen(experiment, quick, variants):
                 if not _run_one(experiment, variant, seed, out, schedule, steps, where, progress):
@@ -98,7 +97,7 @@ def time_steps(
     for task in tasks:
         task.to(where)
     seconds: list[list[float]] = [[] for _ in chosen]
-    with _arithmetic():
+    with fair_arithmetic():
         for round_ in range(rounds + 1):
             for task, measured in zip(tasks, seconds, strict=True):
                 started = time.perf_counter()
@@ -382,23 +381,6 @@ def processor() -> str:
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
-
-
-@contextmanager
-def _arithmetic() -> Iterator[None]:
-    """Let no baseline lose by the numbers that a device rounds, or is slow to compute.
-
-    An LSTM's gradients fade over a long sequence to denormal numbers, which some processors take ten times as long
-    for: they are zero here. A GPU's tensor cores are not to round to ten bits.
-    """
-    flushed, rounded = sys.float_info.min / 2.0 == 0.0, torch.backends.cudnn.allow_tf32
-    torch.set_flush_denormal(True)
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.set_flush_denormal(flushed)
-        torch.backends.cudnn.allow_tf32 = rounded
 
 
 def _curve(folder: Path) -> dict[str, list[float]]:
