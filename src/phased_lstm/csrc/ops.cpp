@@ -27,6 +27,9 @@ constexpr int64_t kChunks = 16;
 // From so many sequences on, those that can run side by side do.
 constexpr int64_t kPanelBatch = 4;
 
+// Units, and features of a step: so few that places in the states of a group of sequences fit into 32 bits.
+constexpr int64_t kMostValues = 1 << 26;
+
 // The operands that all operators share.
 struct Operands {
   Tensor input;
@@ -54,6 +57,8 @@ struct Operands {
     inputs = input.size(rank - 1);
     units = weight_hh.size(1);
     STD_TORCH_CHECK(units > 0 && inputs > 0, "there should be at least one unit and one input feature");
+    STD_TORCH_CHECK(units < kMostValues && inputs < kMostValues, "there should be fewer than ", kMostValues,
+                    " units and input features, got ", units, " and ", inputs, "; backend='reference' takes more");
   }
 };
 
