@@ -222,6 +222,8 @@ def test_an_exported_program_serves_other_sizes_and_survives_a_file(
             wanted = model(*arguments)
             assert torch.equal(program.module()(*arguments), wanted)
             assert torch.equal(loaded.module()(*arguments), wanted)
+            x, *others = arguments
+            assert torch.equal(loaded.module()(x.transpose(0, 1).contiguous().transpose(0, 1), *others), wanted)
 
 
 @pytest.mark.parametrize("strict", [True, False], ids=["strict", "nonstrict"])

@@ -203,11 +203,24 @@ BackwardResult backward(const Operands& from, const Times& times, const Events<T
           grad_bias_ih, grad_bias_hh, grad_peephole, grad_gate, grad_times};
 }
 
+// Strided tensors serve too: in a program that torch.export made nobody asks before whether they are.
+void make_dense(Tensor& tensor) {
+  if (!tensor.is_contiguous()) tensor = torch::stable::contiguous(tensor);
+}
+void make_dense(MaybeTensor& tensor) {
+  if (tensor) make_dense(*tensor);
+}
+template <typename... Tensors>
+void make_all_dense(Tensors&... tensors) {
+  (make_dense(tensors), ...);
+}
+
 // One operator for both cells: c0 present means LSTM.
 ForwardResult layer(Tensor input, Tensor times, MaybeTensor lengths, Tensor h0, MaybeTensor c0, Tensor weight_ih,
                     Tensor weight_hh, MaybeTensor bias_ih, MaybeTensor bias_hh, MaybeTensor peephole, Tensor period,
                     Tensor shift, Tensor ratio_on, double leak, int64_t oscillation, bool reverse,
                     bool return_sequence, bool keep_tape) {
+  make_all_dense(input, times, lengths, h0, c0, weight_ih, weight_hh, bias_ih, bias_hh, peephole, period, shift, ratio_on);
   const Operands from(input, lengths, weight_ih, weight_hh, bias_ih, bias_hh, peephole, leak, oscillation, reverse,
                       false);
   const Times stamps(times);
@@ -223,6 +236,8 @@ BackwardResult layer_backward(Tensor input, Tensor times, MaybeTensor lengths, T
                               Tensor h_n, Tensor tape, Tensor offsets, Tensor units, Tensor phases,
                               MaybeTensor grad_output, Tensor grad_h_n, MaybeTensor grad_c_n, bool need_times,
                               bool need_input) {
+  make_all_dense(input, times, lengths, weight_ih, weight_hh, bias_ih, bias_hh, peephole, period, shift, ratio_on, h_n,
+                 tape, offsets, units, phases, grad_output, grad_h_n, grad_c_n);
   const Operands from(input, lengths, weight_ih, weight_hh, bias_ih, bias_hh, peephole, leak, oscillation, reverse,
                       false);
   const Times stamps(times);
@@ -234,18 +249,13 @@ BackwardResult layer_backward(Tensor input, Tensor times, MaybeTensor lengths, T
   return input.scalar_type() == ScalarType::Double ? run(double{}) : run(float{});
 }
 
-Tensor dense(const Tensor& tensor) { return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor); }
-MaybeTensor dense(const MaybeTensor& tensor) { return tensor ? MaybeTensor(dense(*tensor)) : tensor; }
-
 // One step at one time, without autograd; c present means LSTM. h may be (N, H) or (H), and so are the results.
-// Strided tensors serve too.
 std::tuple<Tensor, Tensor> step(Tensor input, double time, Tensor h, MaybeTensor c, Tensor weight_ih, Tensor weight_hh,
                                 MaybeTensor bias_ih, MaybeTensor bias_hh, MaybeTensor peephole, Tensor period,
                                 Tensor shift, Tensor ratio_on, int64_t oscillation) {
-  const Operands from(dense(input), std::nullopt, dense(weight_ih), dense(weight_hh), dense(bias_ih), dense(bias_hh),
-                      dense(peephole), 0.0, oscillation, false, true);
-  h = dense(h);
-  c = dense(c);
+  make_all_dense(input, h, c, weight_ih, weight_hh, bias_ih, bias_hh, peephole, period, shift, ratio_on);
+  const Operands from(input, std::nullopt, weight_ih, weight_hh, bias_ih, bias_hh, peephole, 0.0, oscillation, false,
+                      true);
   const Times times(time);
   const GateOf gate(period, shift, ratio_on, from.units);
   const auto run = [&]<typename T>(T) -> std::tuple<Tensor, Tensor> {

@@ -26,7 +26,7 @@ def _load() -> str:
     """Load the library; return why it cannot be used, or ""."""
     found = sorted(Path(__file__).parent.parent.glob("_native*.so"))
     if not found:
-        return "it was not compiled; install with a C++ compiler and: pip install --no-build-isolation phased-lstm"
+        return "it was not compiled; where a C++ compiler is, from a clone: pip install --no-build-isolation ."
     try:
         torch.ops.load_library(str(found[0]))
         _register_rules()
@@ -464,7 +464,7 @@ def _register_rules() -> None:
 
     @torch.library.register_fake("phased_lstm::step")  # type: ignore[untyped-decorator]
     def _step_shapes(input: Tensor, time: float, h: Tensor, c: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor]:
-        return torch.empty_like(h), input.new_empty((0,)) if c is None else torch.empty_like(c)
+        return input.new_empty(h.shape), input.new_empty((0,) if c is None else h.shape)
 
     @torch.library.register_fake("phased_lstm::layer_backward")  # type: ignore[untyped-decorator]
     def _layer_backward_shapes(
@@ -478,8 +478,8 @@ def _register_rules() -> None:
             input.new_empty((batch if need_input else 0, *input.shape[1:])),
             input.new_empty((batch, hidden)),
             input.new_empty((0 if grad_c_n is None else batch, hidden)),
-            torch.empty_like(weight_ih),
-            torch.empty_like(weight_hh),
+            input.new_empty(weight_ih.shape),
+            input.new_empty(weight_hh.shape),
             input.new_empty((rows,)),
             input.new_empty((rows if grad_c_n is None else 0,)),
             input.new_empty((0 if peephole is None else 3, hidden)),
