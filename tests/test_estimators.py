@@ -245,6 +245,11 @@ def test_what_does_not_fit_the_network_is_refused() -> None:
         classifier.fit(X, y, np.zeros((3, 1)))
     with pytest.raises(ValueError, match="hidden_size must be greater"):
         clone(classifier).set_params(hidden_size=0).fit(X, y)
+    for name, value in (("epochs", 0), ("epochs", 2.5), ("batch_size", 0), ("patience", -1)):
+        with pytest.raises(ValueError, match=f"{name} should be a whole number from . on, got {value}"):
+            clone(classifier).set_params(**{name: value}).fit(X, y)
+    with pytest.raises(ValueError, match=r"lr should be above 0, got -1\.0"):
+        clone(classifier).set_params(lr=-1.0).fit(X, y)
     with pytest.raises(ValueError, match="has no r2"):
         clone(classifier).set_params(monitor="r2", early_stopping=True).fit(X, y)
 

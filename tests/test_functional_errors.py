@@ -48,7 +48,7 @@ SHAPES: list[tuple[str, Any, type[Exception], str]] = [
     ("times", lambda t: t.half(), ValueError, "times should be int32, int64, float32 or float64, got torch.float16"),
     ("times", lambda t: t.short(), ValueError, "got torch.int16"),
     ("times", lambda t: t.bool(), ValueError, "got torch.bool"),
-    ("times", lambda t: filled(t, math.nan), ValueError, "times should be finite, got NaN or inf"),
+    ("times", lambda t: filled(t, math.nan), ValueError, "times should be finite, got nan in sequence"),
     ("times", lambda t: filled(t, math.inf), ValueError, "times should be finite"),
     ("times", lambda t: filled(t, -math.inf)[-1], ValueError, "times should be finite"),
     ("h0", lambda t: t[0], ValueError, "h0 should be a tensor of shape (N, H), got (7,)"),

@@ -215,6 +215,15 @@ def test_loading_a_plain_checkpoint(pair: Any) -> None:
         target.load_state_dict(partial)
 
 
+def test_a_plain_checkpoint_loads_into_a_layer_with_peepholes() -> None:
+    source, target = torch.nn.LSTM(3, 5), PhasedLSTM(3, 5, peephole=True)
+    with pytest.warns(
+        UserWarning, match=r"layer without time gates and peepholes: weight_ci_l0, .*gate_l0\.raw_period"
+    ):
+        target.load_state_dict(source.state_dict())
+    assert torch.equal(target.weight_hh_l0, source.weight_hh_l0)
+
+
 @PAIRS
 def test_a_plain_checkpoint_of_a_whole_model_loads(pair: Any) -> None:
     """Checkpoints are mostly of models that hold a layer, not of the layer."""

@@ -259,6 +259,9 @@ def test_late_events_can_be_accepted(backend: str) -> None:
     strict.push(1.0, values[0])
     with pytest.raises(ValueError, match=r"^time 0.5 of stream 0 is before 1.0, which it has seen"):
         strict.push(0.5, values[0])
+    strict.push(12.9, values[0])
+    with pytest.raises(ValueError, match="as float32 they are the same number: give all times of a stream in one"):
+        strict.push(torch.tensor([12.9]), values[:1])
 
 
 @BACKENDS

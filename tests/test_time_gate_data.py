@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from typing import Any
 
 import oracle
@@ -11,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from phased_lstm import Openness, TimeGate
+from phased_lstm import Openness, PhasedLSTM, TimeGate
 from phased_lstm import gate as gate_module
 
 
@@ -183,6 +184,25 @@ def test_fit_warns_of_units_that_never_open_and_names_them() -> None:
     assert message.startswith(f"{len(closed)} of 30 units never open")
     assert f"(units {', '.join(map(str, closed[:20]))}" in message
     assert caught[0].filename == __file__
+
+
+def test_fitting_a_layer_names_the_gate_whose_units_never_open() -> None:
+    rnn = PhasedLSTM(1, 30, num_layers=2, ratio_on=1e-5)
+    with pytest.warns(UserWarning, match="never open at the given times") as caught:
+        rnn.fit_gates_(torch.tensor([0.0, 1.3, 2.9]))
+    assert ["of gate_l0 never" in str(caught[0].message), "of gate_l1 never" in str(caught[1].message)] == [True, True]
+    assert {warning.filename for warning in caught} == {__file__}
+
+
+def test_fitting_a_layer_warns_of_times_laid_out_the_other_way() -> None:
+    times = torch.rand(6, 40).sort(dim=1).values
+    rnn = PhasedLSTM(1, 4, ratio_on=1.0)
+    with pytest.warns(UserWarning, match=r"times \(6, 40\) are read as \(L, N\).* batch_first=True"):
+        rnn.fit_gates_(times)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        rnn.fit_gates_(times.T)
+        PhasedLSTM(1, 4, ratio_on=1.0, batch_first=True).fit_gates_(times)
 
 
 @pytest.mark.parametrize(

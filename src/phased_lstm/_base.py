@@ -103,12 +103,14 @@ class PhasedModule(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         """Let a checkpoint of a plain torch.nn layer load, with a warning that names what it lacks."""
-        starts = tuple(f"{prefix}{name}." for name in self._gate_names)
-        if not any(key.startswith(starts) for key in state_dict):
+        gates = tuple(f"{prefix}{name}." for name in self._gate_names)
+        peepholes = tuple(prefix + name for name in PEEPHOLES)
+        if not any(key.startswith(gates + peepholes) for key in state_dict):
             own = {prefix + key: value for key, value in self.state_dict().items()}
-            absent = {key: value for key, value in own.items() if key.startswith(starts)}
+            absent = {key: value for key, value in own.items() if key.startswith(gates + peepholes)}
+            lacks = "time gates and peepholes" if self.peephole else "time gates"
             warnings.warn(
-                f"the checkpoint is of a layer without time gates: {', '.join(absent)} keep their present values",
+                f"the checkpoint is of a layer without {lacks}: {', '.join(absent)} keep their present values",
                 stacklevel=2,
             )
             state_dict.update(absent)
@@ -269,8 +271,9 @@ class PhasedModule(nn.Module):
                 raise TypeError(f"{self._name}: hx should be one tensor, the hidden state, got: {_type_name(hx)}")
             return (hx,)
         if not isinstance(hx, (tuple, list)) or len(hx) != 2 or not all(isinstance(s, Tensor) for s in hx):
+            hint = "; times go by their name, times=..." if isinstance(hx, Tensor) else ""
             raise TypeError(
-                f"{self._name}: hx should be a tuple of two tensors, ({', '.join(names)}), got: {_type_name(hx)}"
+                f"{self._name}: hx should be a tuple of two tensors, ({', '.join(names)}), got: {_type_name(hx)}{hint}"
             )
         return tuple(hx)
 

@@ -84,10 +84,8 @@ def check_time_values(times: Tensor) -> None:
         # One pass where it settles the matter: a sum is finite only if every term is.
         if not torch.compiler.is_compiling() and type(times) is Tensor and not times.is_meta and _finite_sum(times):
             return
-        require(
-            torch.isfinite(times).all(),
-            "times should be finite, got NaN or inf; drop or repair those steps, or leave them out with lengths=",
-        )
+        finite = torch.isfinite(times)
+        require(finite.all(), "times should be finite", times, ~finite, "; drop or repair that step")
     elif times.dtype == torch.int64:
         require(
             ((times >= -LARGEST_INTEGER_TIME) & (times <= LARGEST_INTEGER_TIME)).all(),
@@ -163,16 +161,27 @@ def check_flag(name: str, value: object) -> None:
         raise TypeError(f"{name} should be of type bool, got: {type(value).__name__}")
 
 
-def require(condition: Tensor, wanted: str, values: Tensor | None = None) -> None:
-    """Raise ValueError unless a boolean scalar is true, wherever its value can be known."""
+def require(
+    condition: Tensor, wanted: str, values: Tensor | None = None, wrong: Tensor | None = None, advice: str = ""
+) -> None:
+    """Raise ValueError unless a boolean scalar is true, wherever its value can be known.
+
+    The error has the values, or the first of those that are `wrong`, and what to do about it.
+    """
     if torch.compiler.is_compiling():
         torch._assert_async(condition, wanted)
         return
     condition = _innermost(condition)
     if condition.is_meta or isinstance(condition, FakeTensor) or bool(condition.all()):
         return
-    got = "" if values is None else f", got {_innermost(values).tolist()}"
-    raise ValueError(wanted + got)
+    if values is None:
+        raise ValueError(wanted)
+    values = _innermost(values)
+    if wrong is None:
+        raise ValueError(f"{wanted}, got {values.tolist()}")
+    at = _innermost(wrong).nonzero()[0].tolist()
+    where = f" in sequence {at[0]} at step {at[1]}" if len(at) == 2 else f" at {at[0]}" if at else ""
+    raise ValueError(f"{wanted}, got {values[tuple(at)].item()}{where}{advice}")
 
 
 def _innermost(tensor: Tensor) -> Tensor:

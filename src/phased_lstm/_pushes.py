@@ -217,8 +217,11 @@ def explanation(events: Events, held: Held, problem: int) -> str:
         return f"{where}times should be finite, got {time} in stream {stream}; drop or repair it{unchanged}"
     if isinstance(time, int) and abs(time) > LARGEST_INTEGER_TIME:
         return f"{where}integer times should be within 2**62 of zero, got {time} in stream {stream}{unchanged}"
-    before = [*times[:problem][ids[:problem] == stream].tolist(), held.latest[stream].item()]
+    before = max([*times[:problem][ids[:problem] == stream].tolist(), held.latest[stream].item()])
+    rounded = ""
+    if isinstance(time, float) and torch.tensor(time).item() == torch.tensor(before).item():
+        rounded = "; as float32 they are the same number: give all times of a stream in one dtype, best float64"
     return (
-        f"{where}time {time} of stream {stream} is before {max(before)}, which it has seen: sort the events of a "
-        f"stream by time, or take them as they come with stream(late='accept'){unchanged}"
+        f"{where}time {time} of stream {stream} is before {before}, which it has seen: sort the events of a "
+        f"stream by time, or take them as they come with stream(late='accept'){rounded}{unchanged}"
     )

@@ -55,7 +55,8 @@ def to_padded(owner: str, input: Sequences, times: Sequences | None, lengths: An
         raise ValueError(f"{owner}: Expected input to be 2D or 3D, got {input.dim()}D instead")
     if times is not None and (not isinstance(times, Tensor) or times.is_nested):
         kind = "a jagged tensor" if isinstance(times, Tensor) else type(times).__name__
-        raise TypeError(f"times should be a tensor like the input, got: {kind}")
+        hint = "" if isinstance(times, Tensor) else "; convert it with torch.as_tensor(times)"
+        raise TypeError(f"times should be a tensor like the input, got: {kind}{hint}")
     if input.dim() == 2:
         if lengths is not None:
             raise ValueError("lengths needs a batch, and the input has no batch dimension: slice the input instead")

@@ -151,7 +151,7 @@ def _mnist(options: argparse.Namespace) -> int:
     out = options.out or Path("runs") / f"{config.data}-{config.model}-{datetime.now():%Y%m%d-%H%M%S}"
     results = mnist.run(config, out, resume=options.resume, overwrite=options.overwrite, progress=not options.quiet)
     if results is None:
-        print(f"interrupted; go on with: --out {out} --resume")
+        print(f"interrupted; go on with: phased-lstm mnist --out {out} --resume")
         return _INTERRUPTED
     print(
         f"{results['model']} after {results['steps']} steps: training accuracy "
@@ -214,10 +214,13 @@ def _experiment(options: argparse.Namespace) -> int:
 
 
 def _plot(options: argparse.Namespace) -> int:
-    from .plotting import plot_runs
+    from .plotting import GATE, plot_runs
 
-    for path in plot_runs(options.runs, options.out or options.runs[0]):
+    written = plot_runs(options.runs, options.out or options.runs[0])
+    for path in written:
         print(path)
+    if all(path.name != GATE for path in written):
+        print(f"no {GATE}: none of these is a finished run of a network with time gates", file=sys.stderr)
     return 0
 
 

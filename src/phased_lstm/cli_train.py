@@ -92,6 +92,8 @@ def _train(options: argparse.Namespace) -> int:
         print(f"interrupted; go on with: phased-lstm train --out {out} --resume")
         return leave(_INTERRUPTED)
     _draw(out)
+    if results["stopped_early"]:
+        print(f"stopped early: the last {config.patience} epochs brought no better {config.monitor} (--patience)")
     for part in ("train", "valid", "test"):
         if part in results:
             print(f"{part}, {results['sequences'][part]} sequences: {_shown(results[part])}")

@@ -397,12 +397,19 @@ class TimeGate(nn.Module):
         Warns:
             UserWarning: names the units that never open at these times.
         """
+        closed = self._fit(times, lengths, generator)
+        if closed:
+            warn_of_closed(closed, self.hidden_size, stacklevel=4)
+        return self
+
+    def _fit(self, times: Tensor, lengths: Tensor | None, generator: torch.Generator | None) -> list[int]:
+        """Do so, and return the units that never open."""
         rows = [_wide(row).sort().values for row in valid_rows(times, lengths)]
         intervals = [gaps[gaps > 0] for gaps in (row.diff() for row in rows)]
         rows = [row for row, gaps in zip(rows, intervals, strict=True) if gaps.numel()]
         if not rows:
             raise ValueError(
-                "fit_ needs a sequence with at least two different time stamps, and these have none: "
+                "fitting needs a sequence with at least two different time stamps, and these have none: "
                 "pass the times of whole sequences, or set the gate with assign_(period=, shift=)"
             )
         span = torch.stack([row[-1] - row[0] for row in rows]).double().median().item()
@@ -433,15 +440,7 @@ class TimeGate(nn.Module):
             shift[closed] = period[closed] * fresh[1]
             self.assign_(period=period, shift=shift)
             closed = self._closed_units(stamps)
-        if closed:
-            named = ", ".join(map(str, closed[:20])) + (", ..." if len(closed) > 20 else "")
-            warnings.warn(
-                f"{len(closed)} of {count} units never open at the given times (units {named}): they "
-                f"will keep their initial state. Raise ratio_on, give more time stamps, or set "
-                f"assign_(period=, shift=) by hand",
-                stacklevel=3,
-            )
-        return self
+        return closed
 
     def _closed_units(self, stamps: Tensor) -> list[int]:
         return (self.openness(stamps).fraction == 0).nonzero().flatten().tolist()
@@ -474,6 +473,17 @@ class TimeGate(nn.Module):
         if self.oscillation != "triangle":
             parts.append(f"oscillation={self.oscillation!r}")
         return ", ".join(parts)
+
+
+def warn_of_closed(closed: list[int], units: int, gate: str = "", stacklevel: int = 3) -> None:
+    """Warn of units that never open, those of a layer's gate by its name."""
+    named = ", ".join(map(str, closed[:20])) + (", ..." if len(closed) > 20 else "")
+    warnings.warn(
+        f"{len(closed)} of {units} units {f'of {gate} ' if gate else ''}never open at the given times (units {named}): "
+        f"they will keep their initial state. Raise ratio_on, give more time stamps, or set "
+        f"assign_(period=, shift=) by hand",
+        stacklevel=stacklevel,
+    )
 
 
 def _stratified(count: int, generator: torch.Generator | None) -> Tensor:

@@ -14,7 +14,7 @@ from ._base import PEEPHOLES, PhasedModule, gate_options
 from ._checks import Oscillation, check_flag, check_size
 from ._sequences import PaddedBatch, Sequences, time_rows, to_padded
 from .functional import check_sequence
-from .gate import PERIOD_INIT_MAX, PERIOD_INIT_MIN
+from .gate import PERIOD_INIT_MAX, PERIOD_INIT_MIN, warn_of_closed
 from .streaming import Late, Stream
 
 _LSTM = TypeVar("_LSTM", bound="PhasedLSTM")
@@ -104,11 +104,21 @@ class PhasedRNN(PhasedModule):
             TypeError, ValueError: as `TimeGate.fit_`.
 
         Warns:
-            UserWarning: names the units of a gate that never open.
+            UserWarning: names the units of a gate that never open; or times go back so often that they may be laid out
+                the other way.
         """
         rows, valid = time_rows(times, lengths, self.batch_first)
-        for gate in self.gates:
-            gate.fit_(rows, valid, generator=generator)
+        if isinstance(times, Tensor) and times.dim() == 2 and lengths is None and _goes_back(rows):
+            layout, other = ("N, L", "L, N")[:: 1 if self.batch_first else -1]
+            warnings.warn(
+                f"times {tuple(times.shape)} are read as ({layout}), and go back at a quarter of the steps or more: if "
+                f"they are ({other}), transpose them, or make the layer with batch_first={not self.batch_first}",
+                stacklevel=2,
+            )
+        for name, gate in zip(self._gate_names, self.gates, strict=True):
+            closed = gate._fit(rows, valid, generator)
+            if closed:
+                warn_of_closed(closed, gate.hidden_size, name)
         return self
 
     def stream(self, streams: int = 1, *, late: Late = "error") -> Stream:
@@ -436,6 +446,11 @@ def _convert(cls: type[Any], source: nn.RNNBase, options: dict[str, Any]) -> Any
     )  # fmt: skip
     target._copy_from(source)
     return target
+
+
+def _goes_back(rows: Tensor) -> bool:
+    """Whether times (N, L) go back at a quarter of the steps or more."""
+    return rows.shape[1] > 2 and bool((rows.diff(dim=1) < 0).double().mean() >= 0.25)
 
 
 def _check_proj_size(proj_size: int, hidden_size: int) -> None:

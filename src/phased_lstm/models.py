@@ -211,6 +211,8 @@ class SequenceNetwork(nn.Module):
             wanted = f"{len(self.config.static)} static features" if self.config.static else "no static features"
             raise ValueError(f"the network has {wanted}, got {'none' if static is None else tuple(static.shape)}")
         if static is not None and self.static_scale is not None:
+            if static.shape[-1] != len(self.config.static):
+                raise ValueError(f"static should be of shape (N, {len(self.config.static)}), got {tuple(static.shape)}")
             features = self.mask(self.static_scale(static)).to(inputs.dtype)
             parts.append(features.unsqueeze(1).expand(-1, inputs.shape[1], -1) if self.config.per_step else features)
         return self.head(self.dropout(torch.cat(parts, dim=-1)))

@@ -27,6 +27,7 @@ _SPARE_COLOURS = ("#E69F00", "#56B4E9", "#000000", "#F0E442", "#999999", "#8B451
 _ROWS_INSIDE = 5
 _PALETTE = (*_COLOURS.values(), *_SPARE_COLOURS)
 _GATE_UNITS = 8
+GATE = "gate.png"
 _COLUMNS = ("step", "train_loss", "train_accuracy", "test_loss", "test_accuracy")
 
 
@@ -59,7 +60,7 @@ def plot_runs(runs: list[Path], out: Path) -> list[Path]:
         if not {"times", "openness", "state"} <= tensors.keys():
             raise RunError(f"{traced / TRACE} does not hold a trace of a time gate")
         state = "cell state c" if "LSTM" in names[traced] else "hidden state h"
-        written.append(save_figure(_gate(tensors, labels[traced], state), out / "gate.png"))
+        written.append(save_figure(_gate(tensors, labels[traced], state), out / GATE))
     return written
 
 

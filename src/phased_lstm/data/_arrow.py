@@ -373,7 +373,7 @@ class TimeColumn:
     def _parse(self, text: Any, where: Where) -> Any:
         if self._parsed is None:
             self._parsed = _zoned(self._wanted, text) if self._wanted is not None else _guess(text)
-        hint = f"{self._parsed}, as the first one or time_type says (another is set with time_type)"
+        hint = f"{self._parsed}, as time_type or the others say (another is set with time_type)"
         return _cast(text, self._parsed, self._name, where, hint)
 
 

@@ -102,6 +102,12 @@ class EventBatch:
             raise ValueError("there should be at least one sequence: the number of features would be unknown")
         first_values, first_times = pairs[0]
         for number, (values, times) in enumerate(pairs):
+            for name, part in (("values", values), ("times", times)):
+                if not isinstance(part, Tensor):
+                    raise TypeError(
+                        f"sequence {number}: {name} should be a tensor, got: {type(part).__name__}; "
+                        f"convert it with torch.as_tensor"
+                    )
             if values.dim() != 2 or times.shape != values.shape[:1]:
                 raise ValueError(
                     f"sequence {number} should have values (L, F) and times (L,), got {tuple(values.shape)} and "

@@ -69,7 +69,7 @@ def load(name: str, data_dir: str | Path | None = None) -> EventDigits:
             that is not what it should be, which it names.
     """
     if name not in ("nmnist", "nmnist-small"):
-        raise DataError(f"data should be nmnist or nmnist-small, got {name!r}")
+        raise DataError(f"data should be nmnist or nmnist-small, got {name!r}; a folder of your own goes by data_dir=")
     folder = _folder(name, data_dir)
     if _unpacked(folder):
         return EventDigits(*(_part(folder, part, _in_folder(folder, part)) for part in PARTS))

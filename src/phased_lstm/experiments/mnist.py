@@ -268,6 +268,8 @@ def load_run(out: str | Path) -> SequenceClassifier:
         RunError: the folder holds no finished run, or one that does not fit this version.
     """
     model = SequenceClassifier(MnistConfig.from_json(read_json(Path(out) / CONFIG)))
+    if not (Path(out) / MODEL).exists():
+        raise RunError(f"the run in {out} is not finished: go on with phased-lstm mnist --out {out} --resume")
     load_model(Path(out) / MODEL, model)
     return model.eval()
 

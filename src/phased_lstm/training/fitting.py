@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +50,14 @@ class FitConfig:
     patience: int = 10
     monitor: str = "loss"
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("epochs", 1), ("batch_size", 1), ("patience", 0)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
+                raise ValueError(f"{name} should be a whole number from {least} on, got {value!r}")
+        if not self.lr > 0:
+            raise ValueError(f"lr should be above 0, got {self.lr!r}")
 
 
 class SequenceTask:

@@ -181,6 +181,8 @@ def read_log(folder: str | Path, columns: tuple[str, ...] = ("step",)) -> list[d
         RunError: there is no log, a column is missing, or a line does not fit the header.
     """
     path = Path(folder) / LOG
+    if not path.exists():
+        raise RunError(f"{folder} is no run: it has no {LOG}")
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

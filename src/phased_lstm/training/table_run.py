@@ -236,6 +236,7 @@ def _finish(
     task.restore_best()
     task.model.eval()
     results: dict[str, Any] = {"sequences": {name: len(rows) for name, rows in parts._asdict().items()}}
+    results["stopped_early"] = task.finished
     last = None
     for name, rows in parts._asdict().items():
         if len(rows):
