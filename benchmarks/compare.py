@@ -16,38 +16,39 @@ from timing import DENSE, OURS, PARTS
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("records", nargs="+", metavar="NAME=FOLDER", help="a column's title, and its results")
-    named = [given.partition("=") for given in arguments.parse_args().records]
-    for name, _, folder in named:
-        if not name or not folder:
-            raise SystemExit(f"expected NAME=FOLDER, a column's title and its results, got {name or folder!r}")
-    columns = {name: read(Path(folder) / "layers.json")["points"] for name, _, folder in named}
-    rows: dict[str, Any] = {}
+    columns: dict[str, Any] = {}
+    for given in arguments.parse_args().records:
+        name, _, folder = given.partition("=")
+        if not name or not folder or name in columns:
+            raise SystemExit(f"expected NAME=FOLDER, each with a title of its own, got {given!r}")
+        if not (Path(folder) / "layers.json").exists():
+            raise SystemExit(f"{folder} holds no layers.json: run layers.py --out {folder} first")
+        columns[name] = read(Path(folder) / "layers.json")["points"]
+    # An aim may have changed since a machine was measured: all are held to the first column's.
+    aims: dict[str, Any] = {}
     for points in columns.values():
-        rows |= points
+        aims = {row: point["floor"] for row, point in points.items()} | aims
     print(f"| batch, steps, in, hidden | aim | {' | '.join(columns)} |")
     print("|" + " --- |" * (2 + len(columns)))
-    for row, point in rows.items():
-        aim = " / ".join(f"{point['floor'][part]}" for part in PARTS)
-        print(f"| {row} | {aim} | {' | '.join(_ratios(points.get(row)) for points in columns.values())} |")
-    reached = [sum(_reaches(point, part) for point in points.values() for part in PARTS) for points in columns.values()]
-    print(f"| aims reached | {len(PARTS) * len(rows)} | {' | '.join(map(str, reached))} |")
+    for row, aim in aims.items():
+        shown = " | ".join(_ratios(points[row], aim) if row in points else "" for points in columns.values())
+        print(f"| {row} | {' / '.join(str(aim[part]) for part in PARTS)} | {shown} |")
+    reached = [
+        sum(_ratio(point, part) >= aims[row][part] for row, point in points.items() for part in PARTS)
+        for points in columns.values()
+    ]
+    print(f"| aims reached | {len(PARTS) * len(aims)} | {' | '.join(map(str, reached))} |")
 
 
 def _ratio(point: Point, part: str) -> float:
     return float(point["ms"][f"{DENSE} {part}"] / point["ms"][f"{OURS} {part}"])
 
 
-def _reaches(point: Point, part: str) -> bool:
-    return _ratio(point, part) >= point["floor"][part]
-
-
-def _ratios(point: Point | None) -> str:
+def _ratios(point: Point, aim: dict[str, int]) -> str:
     """Forward / train; in bold what reaches the aim."""
-    if point is None:
-        return ""
-    bold = {True: "**", False: ""}
-    marks = [bold[_reaches(point, part)] for part in PARTS]
-    return " / ".join(f"{mark}{_ratio(point, part):.1f}{mark}" for mark, part in zip(marks, PARTS, strict=True))
+    ratios = {part: _ratio(point, part) for part in PARTS}
+    bold = {part: "**" * (ratio >= aim[part]) for part, ratio in ratios.items()}
+    return " / ".join(f"{bold[part]}{ratio:.1f}{bold[part]}" for part, ratio in ratios.items())
 
 
 if __name__ == "__main__":

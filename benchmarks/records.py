@@ -33,7 +33,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
         "--denormals",
         action="store_true",
         help="compute with numbers below 1e-38, as torch does unasked, in place of flushing them to zero: gradients "
-        "that fade over a long sequence become such numbers, and some processors take them ten times as long",
+        "that fade over a long sequence become such numbers, and some processors take them many times as long",
     )
     return made
 

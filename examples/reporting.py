@@ -46,7 +46,7 @@ def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
         except OSError as error:
             parser.error(f"results cannot be written to {folder}: {error}")
     torch.set_num_threads(options.threads)
-    # On some processors nn.LSTM's fading gradients would take several times as long, and time is what is shared out.
+    # On some processors nn.LSTM's fading gradients would take many times as long, and time is what is shared out.
     torch.set_flush_denormal(True)
     return options
 

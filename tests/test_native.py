@@ -315,6 +315,28 @@ def test_strided_and_misaligned_tensors() -> None:
             assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("rows", [1, 5])
+@pytest.mark.parametrize(
+    ("ratio", "period", "time", "dtype"),
+    [(0.18, 100.0, 9.0, torch.float64), (0.36, 50.0, 9.0, torch.float64), (0.42, 100.0, 21.0, torch.float32)],
+)
+def test_the_gate_turns_exactly_at_half_the_ratio(
+    ratio: float, period: float, time: float, dtype: torch.dtype, rows: int
+) -> None:
+    """There k is on its way down, and its slope is negative, in the reference as here."""
+    slopes = {}
+    for backend in ("native", "reference"):
+        shift = torch.zeros(1, dtype=dtype, requires_grad=True)
+        one, none = torch.ones(rows, 1, 1, dtype=dtype), torch.zeros(rows, 1, dtype=dtype)
+        weight = torch.ones(4, 1, dtype=dtype)
+        gate = (torch.full((1,), period, dtype=dtype), shift, torch.full((1,), ratio, dtype=dtype))
+        times = torch.full((rows, 1), time, dtype=torch.float64)
+        _, h_n, _ = functional.phased_lstm(one, times, none, none, weight, weight, None, *gate, backend=backend)
+        h_n.sum().backward()
+        slopes[backend] = shift.grad.item()
+    assert slopes["native"] == pytest.approx(slopes["reference"], rel=1e-5)
+
+
 @pytest.mark.parametrize("lstm", [True, False])
 def test_the_raw_operators_take_strided_tensors(lstm: bool) -> None:
     """A program that torch.export made calls them as they are."""
@@ -365,7 +387,24 @@ def raw_call(name: str) -> Any:
         "times that are infinite": lambda: forward(times=times / 0.0),
         "input of rank 2": lambda: forward(x=x[0]),
         "input of integers": lambda: forward(x=x.long()),
-        "input of too many features": lambda: forward(x=torch.empty(1, 1, 1 << 26)),
+        "input of too many features": lambda: ops.layer(
+            torch.empty(4, 1, 1 << 26),
+            torch.zeros(4, 1, dtype=torch.float64),
+            None,
+            torch.zeros(4, 1),
+            None,
+            torch.empty(3, 1 << 26),
+            torch.zeros(3, 1),
+            None,
+            None,
+            None,
+            one[:1],
+            one[:1],
+            one[:1],
+            *tail,
+            True,
+            True,
+        ),
         "input of another dtype": lambda: forward(x=x.double()),
         "period of zero": lambda: forward(gate=(one * 0, one, one)),
         "too few periods": lambda: forward(gate=(one[:4], one, one)),
@@ -393,7 +432,7 @@ def raw_call(name: str) -> Any:
         ("times that are infinite", "times should be finite"),
         ("input of rank 2", r"input should be \(N, L, I\)"),
         ("input of integers", "input should be float32 or float64"),
-        ("input of too many features", r"fewer than 67108864 units and input features, got 5 and 67108864"),
+        ("input of too many features", "a step should have fewer than 67108864 features, got 67108864"),
         ("input of another dtype", "weight_ih has the wrong dtype"),
         ("period of zero", "unit 0: period should be positive"),
         ("too few periods", "period: size 4 in dimension 0, expected 5"),

@@ -87,7 +87,7 @@ def test_a_run_leaves_all_its_files(tmp_path: Path) -> None:
     assert results["test_images"] == 4
 
 
-def test_denormal_numbers_are_zero_while_a_run_trains_and_not_afterwards(
+def test_denormal_numbers_are_zero_while_a_run_trains_and_not_to_the_caller_afterwards(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def task(*given: Any) -> Any:

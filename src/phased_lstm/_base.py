@@ -215,6 +215,8 @@ class PhasedModule(nn.Module):
         if sources is None or self.backend not in ("auto", "native") or not native.keeps_values(sources[0]):
             return None
         dtype = x.dtype
+        if native.too_wide(x):
+            return None
         if dtype not in (torch.float32, torch.float64) or not x.is_cpu or torch.is_autocast_enabled("cpu"):
             return None
         for tensor in others:

@@ -20,11 +20,11 @@ template <typename T>
 inline Gate<T> gate_at(Vec<T> phase, Vec<T> ratio, T leak, Oscillation oscillation) {
   using V = Vec<T>;
   const V nothing = splat(T(0)), one = splat(T(1));
-  const V inverse = one / ratio, progress = phase * inverse;
+  const V progress = phase / ratio;
   Gate<T> gate;
   if (oscillation == phased_lstm::kTriangle) {
     const V sign = progress < T(0.5) ? one : -one;
-    gate.slope = sign * 2 * inverse;
+    gate.slope = sign * 2 / ratio;
     gate.k = (1 - sign) + gate.slope * phase;
     gate.in_ratio = -gate.slope * progress;
   } else if (oscillation == phased_lstm::kSquare) {
@@ -38,7 +38,7 @@ inline Gate<T> gate_at(Vec<T> phase, Vec<T> ratio, T leak, Oscillation oscillati
       sine[i] = std::sin(half_turn * progress[i]);
       cosine[i] = std::cos(half_turn * progress[i]);
     }
-    gate.slope = 2 * half_turn * sine * cosine * inverse;
+    gate.slope = 2 * half_turn * sine * cosine / ratio;
     gate.k = sine * sine;
     gate.in_ratio = -gate.slope * progress;
   }

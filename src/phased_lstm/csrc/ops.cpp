@@ -27,9 +27,6 @@ constexpr int64_t kChunks = 16;
 // From so many sequences on, those that can run side by side do.
 constexpr int64_t kPanelBatch = 4;
 
-// Units, and features of a step: so few that places in the states of a group of sequences fit into 32 bits.
-constexpr int64_t kMostValues = 1 << 26;
-
 // The operands that all operators share.
 struct Operands {
   Tensor input;
@@ -57,8 +54,6 @@ struct Operands {
     inputs = input.size(rank - 1);
     units = weight_hh.size(1);
     STD_TORCH_CHECK(units > 0 && inputs > 0, "there should be at least one unit and one input feature");
-    STD_TORCH_CHECK(units < kMostValues && inputs < kMostValues, "there should be fewer than ", kMostValues,
-                    " units and input features, got ", units, " and ", inputs, "; backend='reference' takes more");
   }
 };
 
@@ -93,6 +88,7 @@ Layer<T> layer_of(int64_t gates, const Operands& from, const Times& times, Event
                  leak_of<T>(from.leak), static_cast<Oscillation>(from.oscillation)};
   // Not a matter of which units happen to be open: a sequence must come out the same in parts.
   layer.panels = N >= kPanelBatch && (layer.events.shared || from.leak > 0.0);
+  if (!layer.panels && N > 1) check_features(I);
   STD_TORCH_CHECK(!layer.panels || layer.events.shared || layer.events.count == N * L * H,
                   "with a leak every unit should have an event at every step");
   if (from.lengths) {

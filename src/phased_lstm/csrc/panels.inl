@@ -8,11 +8,11 @@
 #include "packing.inl"
 #include "panel.inl"
 #include "panel_products.inl"
+#include "quads.h"
 #include "rows.inl"
 #include "schedule.inl"
-#include "single.inl"
-#include "quads.h"
 #include "simd.h"
+#include "single.inl"
 
 namespace {
 

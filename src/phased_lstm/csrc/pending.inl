@@ -6,13 +6,11 @@
 
 #include "kernels.h"
 #include "packing.inl"
-#include "quads.h"
 #include "simd.h"
 
 namespace {
 
 using phased_lstm::Buffer;
-using phased_lstm::Layer;
 
 // Gradients of the weights are sums over events of (gradients of the four sums) x (state and features before it).
 // They are put off, and then made a unit at a time, so that a unit's gradients are read and written once for many

@@ -1,4 +1,4 @@
-// Quads: the four sums of an event, or what becomes of them. Sums of vectors as quads; quads as columns and back.
+// The four sums of an event, a quad, or what becomes of them: sums of vectors as quads; quads as columns and back.
 #pragma once
 
 #include "simd.h"
@@ -26,9 +26,8 @@ inline Vec<float> blend(Vec<float> a, Vec<float> b) {
 #elif PHASED_LSTM_LANES == 8 && defined(__AVX2__)
   return (Vec<float>)_mm256_blend_ps((__m256)a, (__m256)b, ones & 0xff);
 #else
-  Vec<float> v;
-  for (int i = 0; i < kFloatLanes; ++i) v[i] = ones >> i & 1 ? b[i] : a[i];
-  return v;
+  static_assert(kFloatLanes == 4);
+  return __builtin_shufflevector(a, b, ones & 1 ? 4 : 0, ones & 2 ? 5 : 1, ones & 4 ? 6 : 2, ones & 8 ? 7 : 3);
 #endif
 }
 

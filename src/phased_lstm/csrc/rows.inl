@@ -98,7 +98,8 @@ inline void add_gate(double in_phase, double in_ratio, double turns, int64_t str
   to[2 * stride] += in_ratio;
 }
 
-// What a group of sequences carries from step to step. A sequence's state has its features behind it.
+// What a group of sequences carries from step to step. A sequence's h has its features behind it; its c has room for
+// them, too, so that a unit is at the same place of both.
 template <typename T, int G>
 struct GroupState {
   int64_t width, units;

@@ -87,6 +87,9 @@ inline Vec<float> gather_lanes(const float* p, const int32_t* at, int64_t count)
   const __m256 all = _mm256_setr_ps(p[i[0]], p[i[1]], p[i[2]], p[i[3]], p[i[4]], p[i[5]], p[i[6]], p[i[7]]);
   return (Vec<float>)_mm256_and_ps(all, _mm256_castsi256_ps(wanted));
 #else
+  static_assert(kFloatLanes == 4);
+  // A vector read of lanes that were written one by one would have to wait for them.
+  if (count == 4) return Vec<float>{p[at[0]], p[at[1]], p[at[2]], p[at[3]]};
   float values[kFloatLanes] = {};
   for (int64_t i = 0; i < count; ++i) values[i] = p[at[i]];
   return load(values);

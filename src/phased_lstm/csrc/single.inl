@@ -8,8 +8,8 @@
 #include "kernels.h"
 #include "packing.inl"
 #include "pending.inl"
-#include "rows.inl"
 #include "quads.h"
+#include "rows.inl"
 #include "simd.h"
 
 namespace {

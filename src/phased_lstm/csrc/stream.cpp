@@ -300,6 +300,7 @@ void push_events(const Stack& stack, const Push& push, const T* values, int64_t 
     const bool last = index == stack.layers - 1;
     STD_TORCH_CHECK(stack.oscillations[index] >= kTriangle && stack.oscillations[index] <= kCosine,
                     "unknown oscillation");
+    check_features(I);
     Layer<T> layer{};
     layer.batch = 1;
     layer.inputs = I;

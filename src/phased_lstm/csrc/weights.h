@@ -18,6 +18,14 @@ constexpr int64_t kFewEvents = 4;
 // Weights that a thread packs at a time.
 constexpr int64_t kPackedBytes = 1 << 18;
 
+// Places in the states of a group of sequences, with their features behind them, are counted in 32 bits.
+constexpr int64_t kMostFeatures = 1 << 26;
+
+inline void check_features(int64_t inputs) {
+  STD_TORCH_CHECK(inputs < kMostFeatures, "a step should have fewer than ", kMostFeatures, " features, got ", inputs,
+                  "; backend='reference' takes more");
+}
+
 template <typename T>
 void pack_open(const Layer<T>& layer, bool lstm, Buffer<T>& packed) {
   const int64_t size = table<T>().packed_size(layer, lstm);

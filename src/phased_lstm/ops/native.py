@@ -20,6 +20,7 @@ from .._parametrisation import CONSTANTS, gate_values
 from . import reference
 
 _ISAS = ("baseline", "avx2", "avx512")
+_MOST_FEATURES = 1 << 26
 
 
 def _load() -> str:
@@ -52,11 +53,18 @@ def refuses(input: Tensor, leak: float) -> str:
         return f"the input is on {input.device}, it serves the CPU"
     if input.dtype not in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
         return f"the input is {input.dtype}, it computes in float32 and float64"
+    if too_wide(input):
+        return f"a step has {input.shape[-1]} features, it takes fewer than {_MOST_FEATURES} in a batch"
     if torch._C._are_functorch_transforms_active():
         return "it has no rules for torch.func transforms"
     if forward_ad._current_level >= 0:
         return "it has no forward-mode derivatives"
     return ""
+
+
+def too_wide(input: Tensor) -> bool:
+    """Whether (N, L, H_in) has more features than the kernels can count places of."""
+    return input.shape[-1] >= _MOST_FEATURES and input.shape[0] > 1
 
 
 def keeps_values(parameter: Tensor) -> bool:
