@@ -243,6 +243,8 @@ def test_conversion_errors() -> None:
         EventBatch.from_sequences([(V, T[:2])])
     with pytest.raises(TypeError, match=r"sequence 1: times should be a tensor, got: list; convert it with"):
         EventBatch.from_sequences([(V, T), (V, T.tolist())])
+    with pytest.raises(TypeError, match=r"^values should be a tensor, got: ndarray; convert it with torch.as_tensor"):
+        EventBatch.from_padded(V[None].numpy(), T)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="at least one sequence"):
         EventBatch.from_sequences([])
     with pytest.raises(ValueError, match="times should be of shape"):

@@ -148,6 +148,10 @@ def test_static_features_are_asked_for() -> None:
         network(static=("age",))(values, times, lengths)
     with pytest.raises(ValueError, match="has no static features"):
         network()(values, times, lengths, torch.zeros(6, 1))
+    with pytest.raises(ValueError, match=r"static should be of shape \(N, 1\), got \(6, 2\)"):
+        network(static=("age",))(values, times, lengths, torch.zeros(6, 2))
+    with pytest.raises(ValueError, match=r"values should be of shape \(N, L, \d\), a column for each channel, got"):
+        network()(values[..., :1], times, lengths)
 
 
 def test_the_sample_for_gates_is_bounded() -> None:

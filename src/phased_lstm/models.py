@@ -198,8 +198,13 @@ class SequenceNetwork(nn.Module):
             standardised targets (`target_scale.inverse` gives them in their unit).
 
         Raises:
-            ValueError: static features are missing, or not expected.
+            ValueError: values of another width; static features that are missing, too many, or not expected.
         """
+        if values.dim() != 3 or values.shape[-1] != len(self.config.channels):
+            raise ValueError(
+                f"values should be of shape (N, L, {len(self.config.channels)}), a column for each channel, "
+                f"got {tuple(values.shape)}"
+            )
         inputs = self._inputs(values, times)
         output, state = self.rnn(inputs, None, times, lengths=lengths, return_sequence=self.config.per_step)
         if self.config.per_step:

@@ -102,12 +102,7 @@ class EventBatch:
             raise ValueError("there should be at least one sequence: the number of features would be unknown")
         first_values, first_times = pairs[0]
         for number, (values, times) in enumerate(pairs):
-            for name, part in (("values", values), ("times", times)):
-                if not isinstance(part, Tensor):
-                    raise TypeError(
-                        f"sequence {number}: {name} should be a tensor, got: {type(part).__name__}; "
-                        f"convert it with torch.as_tensor"
-                    )
+            _require_tensors(f"sequence {number}: ", values, times)
             if values.dim() != 2 or times.shape != values.shape[:1]:
                 raise ValueError(
                     f"sequence {number} should have values (L, F) and times (L,), got {tuple(values.shape)} and "
@@ -144,6 +139,7 @@ class EventBatch:
         Raises:
             TypeError, ValueError: as the class.
         """
+        _require_tensors("", values, times)
         if values.dim() != 3:
             raise ValueError(f"values should be of shape (N, L, F), got {tuple(values.shape)}")
         if not batch_first:
@@ -436,6 +432,14 @@ class EventBatch:
             f"EventBatch({len(self)} sequences, {self.num_events} events, {self.num_features} features, {spread}"
             f"values {self.values.dtype}, times {self.times.dtype}, {self.device})"
         )
+
+
+def _require_tensors(where: str, values: object, times: object) -> None:
+    for name, part in (("values", values), ("times", times)):
+        if not isinstance(part, Tensor):
+            raise TypeError(
+                f"{where}{name} should be a tensor, got: {type(part).__name__}; convert it with torch.as_tensor"
+            )
 
 
 def _offsets(lengths: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 Two opaque operators do the work, whatever the length of a sequence: `layer` finds the open (step, unit) events
 from the times, runs the recurrence over them and keeps what the way back needs; `layer_backward` walks the events
-backwards, undoing each. Their shapes and derivatives are told to torch here, as the stable ABI asks.
+backwards, undoing each.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch.autograd import forward_ad
 from .._checks import OSCILLATIONS, Oscillation
 from .._parametrisation import CONSTANTS, gate_values
 from . import reference
+from ._native_shapes import register_shapes
 
 _ISAS = ("baseline", "avx2", "avx512")
 _MOST_FEATURES = 1 << 26
@@ -30,7 +31,9 @@ def _load() -> str:
         return "it was not compiled; where a C++ compiler is, from a clone: pip install --no-build-isolation ."
     try:
         torch.ops.load_library(str(found[0]))
-        _register_rules()
+        # Shapes and derivatives are told to torch here, as the stable ABI asks.
+        register_shapes()
+        torch.library.register_autograd("phased_lstm::layer", _backward, setup_context=_setup_context)
         torch.ops.phased_lstm.instruction_set()
     except (OSError, RuntimeError) as error:
         return f"{found[0].name} does not load: {error}"
@@ -440,60 +443,6 @@ def _reference_gradients(
         )
     )
     return [None if tensor is None else next(found) for tensor in wanted]
-
-
-def _register_rules() -> None:
-    """Tell torch the operators' shapes and derivatives."""
-    torch.library.register_autograd("phased_lstm::layer", _backward, setup_context=_setup_context)
-
-    @torch.library.register_fake("phased_lstm::layer")  # type: ignore[untyped-decorator]
-    def _layer_shapes(
-        input: Tensor, times: Tensor, lengths: Tensor | None, h0: Tensor, c0: Tensor | None, *rest: Any
-    ) -> tuple[Tensor, ...]:
-        return_sequence, keep_tape = rest[-2:]
-        batch, steps, _ = input.shape
-        hidden = h0.shape[1]
-        rows = times.shape[0] if times.dim() == 2 else 1
-        entries: Any = 0
-        fields: Any = 0
-        events: Any = 0
-        if keep_tape:
-            context = torch.library.get_ctx()
-            entries, fields, events = context.new_dynamic_size(), context.new_dynamic_size(), context.new_dynamic_size()
-        return (
-            input.new_empty((batch if return_sequence else 0, steps, hidden)),
-            input.new_empty((batch, hidden)),
-            input.new_empty((0 if c0 is None else batch, hidden)),
-            input.new_empty((entries, fields)),
-            input.new_empty((rows, steps + 1) if keep_tape else (0, 0), dtype=torch.int64),
-            input.new_empty((events,), dtype=torch.int32),
-            input.new_empty((events,)),
-        )
-
-    @torch.library.register_fake("phased_lstm::step")  # type: ignore[untyped-decorator]
-    def _step_shapes(input: Tensor, time: float, h: Tensor, c: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor]:
-        return input.new_empty(h.shape), input.new_empty((0,) if c is None else h.shape)
-
-    @torch.library.register_fake("phased_lstm::layer_backward")  # type: ignore[untyped-decorator]
-    def _layer_backward_shapes(
-        input: Tensor, times: Tensor, lengths: Any, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Any, bias_hh: Any,
-        peephole: Tensor | None, *rest: Any,
-    ) -> tuple[Tensor, ...]:  # fmt: skip
-        grad_c_n, need_times, need_input = rest[-3:]
-        batch, steps, _ = input.shape
-        rows, hidden = weight_hh.shape
-        return (
-            input.new_empty((batch if need_input else 0, *input.shape[1:])),
-            input.new_empty((batch, hidden)),
-            input.new_empty((0 if grad_c_n is None else batch, hidden)),
-            input.new_empty(weight_ih.shape),
-            input.new_empty(weight_hh.shape),
-            input.new_empty((rows,)),
-            input.new_empty((rows if grad_c_n is None else 0,)),
-            input.new_empty((0 if peephole is None else 3, hidden)),
-            input.new_empty((3, hidden), dtype=torch.float64),
-            input.new_empty((batch if need_times else 0, steps), dtype=torch.float64),
-        )
 
 
 _REASON = _load()
