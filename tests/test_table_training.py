@@ -100,6 +100,17 @@ def test_a_run_learns_and_leaves_its_files(finished: Path) -> None:
     assert network.config.static == ("age",)
 
 
+def test_a_run_that_stops_early_says_so(
+    finished: Path, tables: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # A rate at which the network cannot hold what it has found.
+    bad = ["--target=state", "--epochs=40", "--patience=1", "--lr=2", "--clip-grad-norm=0"]
+    assert cli.main(["train", *tables, *OPTIONS, *bad, "--out", str(tmp_path / "run")]) == 0
+    assert "stopped early: no better loss for 1 epoch(s) (--patience)\n" in capsys.readouterr().out
+    assert read_json(tmp_path / "run/results.json")["stopped_early"]
+    assert not read_json(finished / "results.json")["stopped_early"]
+
+
 def test_evaluate_and_predict_agree_with_the_network(
     finished: Path, tables: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -93,7 +93,7 @@ def _train(options: argparse.Namespace) -> int:
         return leave(_INTERRUPTED)
     _draw(out)
     if results["stopped_early"]:
-        print(f"stopped early: the last {config.patience} epochs brought no better {config.monitor} (--patience)")
+        print(f"stopped early: no better {config.monitor} for {config.patience} epoch(s) (--patience)")
     for part in ("train", "valid", "test"):
         if part in results:
             print(f"{part}, {results['sequences'][part]} sequences: {_shown(results[part])}")
