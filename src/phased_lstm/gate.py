@@ -370,7 +370,6 @@ class TimeGate(nn.Module):
             total = total + time_gate(phi, ratio_on, oscillation=self.oscillation).sum(0)
         return Openness(opened.to(total.dtype) / stamps.numel(), total / stamps.numel())
 
-    @torch.no_grad()
     def fit_(
         self, times: Tensor, lengths: Tensor | None = None, *, generator: torch.Generator | None = None
     ) -> TimeGate:
@@ -399,9 +398,10 @@ class TimeGate(nn.Module):
         """
         closed = self._fit(times, lengths, generator)
         if closed:
-            warn_of_closed(closed, self.hidden_size, stacklevel=4)
+            warn_of_closed(closed, self.hidden_size)
         return self
 
+    @torch.no_grad()
     def _fit(self, times: Tensor, lengths: Tensor | None, generator: torch.Generator | None) -> list[int]:
         """Do so, and return the units that never open."""
         rows = [_wide(row).sort().values for row in valid_rows(times, lengths)]
@@ -475,14 +475,14 @@ class TimeGate(nn.Module):
         return ", ".join(parts)
 
 
-def warn_of_closed(closed: list[int], units: int, gate: str = "", stacklevel: int = 3) -> None:
+def warn_of_closed(closed: list[int], units: int, gate: str = "") -> None:
     """Warn of units that never open, those of a layer's gate by its name."""
     named = ", ".join(map(str, closed[:20])) + (", ..." if len(closed) > 20 else "")
     warnings.warn(
         f"{len(closed)} of {units} units {f'of {gate} ' if gate else ''}never open at the given times (units {named}): "
         f"they will keep their initial state. Raise ratio_on, give more time stamps, or set "
         f"assign_(period=, shift=) by hand",
-        stacklevel=stacklevel,
+        stacklevel=3,
     )
 
 
