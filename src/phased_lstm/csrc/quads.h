@@ -35,9 +35,8 @@ inline Vec<float> blend(Vec<float> a, Vec<float> b) {
 // order of additions, wherever it stands and whatever is summed beside it: lanes two apart, lanes one apart, halves,
 // quarters. Of two that are added one keeps its lanes.
 inline Vec<float> sums_of_groups(const Vec<float> (&v)[4]) {
-  constexpr int n = kFloatLanes;
   const auto two_apart = [](Vec<float> a, Vec<float> b) {
-    return blend<0xcccc>(a, b) + PHASED_LSTM_PAIRS(a, b, 2, 3, n, n + 1);
+    return blend<0xcccc>(a, b) + PHASED_LSTM_PAIRS(a, b, 2, 3, kFloatLanes, kFloatLanes + 1);
   };
   const Vec<float> even = two_apart(v[0], v[2]), odd = two_apart(v[1], v[3]);
   const Vec<float> neighbours = blend<0x5555>(even, odd);
