@@ -166,7 +166,10 @@ def test_packed_input_with_states_of_another_batch(phased: Any) -> None:
 @pytest.mark.parametrize(
     ("phased", "hx", "error", "message"),
     [
-        (PhasedLSTM, torch.zeros(1, 2, 5), TypeError, "got: Tensor; times go by their name, times=..."),
+        (
+            PhasedLSTM, torch.zeros(1, 2, 5), TypeError,
+            "hx should be a tuple of two tensors, (h_0, c_0), got: Tensor; times go by their name, times=...",
+        ),
         (PhasedLSTM, (torch.zeros(1, 2, 5),), TypeError, "(h_0, c_0), got: tuple of Tensor"),
         (PhasedLSTM, (torch.zeros(1, 2, 5), None), TypeError, "got: tuple of Tensor, NoneType"),
         (PhasedGRU, (torch.zeros(1, 2, 5),), TypeError, "one tensor, the hidden state, got: tuple of Tensor"),
@@ -189,7 +192,10 @@ def test_states_of_the_wrong_kind(phased: Any, hx: Any, error: type[Exception], 
         ({"lengths": [7]}, ValueError, "lengths should be of shape (2,), one for each sequence"),
         ({"lengths": torch.tensor([1.0, 2.0])}, ValueError, "lengths should be int32 or int64"),
         ({"return_sequence": 0}, TypeError, "return_sequence should be of type bool, got: int"),
-        ({"times": [0.0] * 7}, TypeError, "got: list; convert it with torch.as_tensor(times)"),
+        (
+            {"times": [0.0] * 7}, TypeError,
+            "times should be a tensor like the input, got: list; convert it with torch.as_tensor(times)",
+        ),
         ({"times": pack_sequence([torch.zeros(7)])}, TypeError, "got: PackedSequence"),
         ({"times": torch.zeros(7, dtype=torch.bfloat16)}, ValueError, "int32, int64, float32 or float64, got"),
         ({"times": torch.full((7,), float("nan"))}, ValueError, "times should be finite"),

@@ -467,6 +467,12 @@ def test_auto_takes_the_native_backend_where_it_serves() -> None:
     assert seen == ["reference"]
 
 
+def test_steps_too_wide_for_the_native_backend_are_left_to_the_reference() -> None:
+    """From as many features on as the operators refuse; see the raw calls."""
+    for features, name in ((1 << 26, "reference"), ((1 << 26) - 1, "native")):
+        assert registry.select("auto", torch.empty(2, 1, features), 0.0).name == name
+
+
 def test_a_missing_library_is_said_and_done_without(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "_REASON", "it was not compiled")
     assert registry.backends()["native"] == (False, "it was not compiled")

@@ -21,6 +21,7 @@ from . import reference
 from ._native_shapes import register_shapes
 
 _ISAS = ("baseline", "avx2", "avx512")
+# As the operators have it, in csrc/weights.h.
 _MOST_FEATURES = 1 << 26
 
 
