@@ -2,6 +2,7 @@
 // their derivatives. All walks over the events, by rows, one sequence after the other and by panels, end here.
 #pragma once
 
+#include "elementary.h"
 #include "kernels.h"
 #include "simd.h"
 
@@ -50,16 +51,15 @@ inline Gate<T> gate_at(Vec<T> phase, Vec<T> ratio, T leak, Oscillation oscillati
   return gate;
 }
 
-// What an event leaves: the state after it.
-template <typename T>
+// What an event leaves: the state after it. V, here and below: a vector, or several side by side.
+template <typename V>
 struct State {
-  Vec<T> h, c;
+  V h, c;
 };
 
 // `sums` come as the products of i, f, g, o, and become the gates' values. `peephole`: of i, f, o.
-template <typename T>
-inline State<T> lstm_step(Vec<T> (&sums)[4], const Vec<T> (&peephole)[3], Vec<T> k, const State<T>& old) {
-  using V = Vec<T>;
+template <typename V>
+PHASED_LSTM_INLINE State<V> lstm_step(V (&sums)[4], const V (&peephole)[3], const V& k, const State<V>& old) {
   const V i = vsigmoid(sums[0] + peephole[0] * old.c), f = vsigmoid(sums[1] + peephole[1] * old.c);
   const V g = vtanh(sums[2]);
   const V c = f * old.c + i * g;
@@ -69,27 +69,26 @@ inline State<T> lstm_step(Vec<T> (&sums)[4], const Vec<T> (&peephole)[3], Vec<T>
 }
 
 // `sums` come as r, z and the two parts of n, of the input and of the state; the first three become values.
-template <typename T>
-inline State<T> gru_step(Vec<T> (&sums)[4], Vec<T> k, const State<T>& old) {
-  using V = Vec<T>;
-  const V r = vsigmoid(sums[0]), z = vsigmoid(sums[1]), n = vtanh(sums[2] + r * sums[3]);
+template <typename V>
+PHASED_LSTM_INLINE State<V> gru_step(V (&sums)[4], const V& k, const State<V>& old) {
+  const auto [r, z] = vsigmoid(Both<V, V>{sums[0], sums[1]});
+  const V n = vtanh(sums[2] + r * sums[3]);
   sums[0] = r, sums[1] = z, sums[2] = n;
-  return {old.h + k * (n + z * (old.h - n) - old.h), Vec<T>{}};
+  return {old.h + k * (n + z * (old.h - n) - old.h), V{}};
 }
 
 // Gradients of an event: of its four sums, of k, and of the state before it but for what goes through the products.
-template <typename T>
+template <typename V>
 struct Gradients {
-  Vec<T> sums[4], k;
-  State<T> old;
-  Vec<T> cell;  // c~, for the output gate's peephole
+  V sums[4], k;
+  State<V> old;
+  V cell;  // c~, for the output gate's peephole
 };
 
-template <typename T>
-inline Gradients<T> lstm_step_back(const Vec<T> (&values)[4], const Vec<T> (&peephole)[3], Vec<T> k,
-                                   const State<T>& old, const State<T>& grad) {
-  using V = Vec<T>;
-  const V i = values[0], f = values[1], g = values[2], o = values[3];
+template <typename V>
+PHASED_LSTM_INLINE Gradients<V> lstm_step_back(const V (&values)[4], const V (&peephole)[3], const V& k,
+                                               const State<V>& old, const State<V>& grad) {
+  const V &i = values[0], &f = values[1], &g = values[2], &o = values[3];
   const V c = f * old.c + i * g, tanh_c = vtanh(c);
   const V dh = k * grad.h;
   const V in_o = dh * tanh_c * o * (1 - o);
@@ -101,16 +100,16 @@ inline Gradients<T> lstm_step_back(const Vec<T> (&values)[4], const Vec<T> (&pee
           c};
 }
 
-template <typename T>
-inline Gradients<T> gru_step_back(const Vec<T> (&values)[4], Vec<T> k, const State<T>& old, const State<T>& grad) {
-  using V = Vec<T>;
-  const V r = values[0], z = values[1], n = values[2], from_state = values[3];
+template <typename V>
+PHASED_LSTM_INLINE Gradients<V> gru_step_back(const V (&values)[4], const V& k, const State<V>& old,
+                                              const State<V>& grad) {
+  const V &r = values[0], &z = values[1], &n = values[2], &from_state = values[3];
   const V dh = k * grad.h;
   const V in_n = dh * (1 - z) * (1 - n * n);
   return {{in_n * from_state * r * (1 - r), dh * (old.h - n) * z * (1 - z), in_n, in_n * r},
           grad.h * (n + z * (old.h - n) - old.h),
-          {(1 - k) * grad.h + dh * z, Vec<T>{}},
-          Vec<T>{}};
+          {(1 - k) * grad.h + dh * z, V{}},
+          V{}};
 }
 
 }  // namespace

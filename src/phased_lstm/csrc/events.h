@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -165,20 +166,29 @@ Events<T> checked_events(const Tensor& offsets, const Tensor& event_units, const
   STD_TORCH_CHECK(rows == 0 ? count == 0 : starts[0] == 0 && starts[rows * (steps + 1) - 1] == count,
                   "offsets should span all events");
   bool rising = true;
-  for (int64_t j = 1; j < rows * (steps + 1); ++j) {
-    const int64_t found = starts[j] - starts[j - 1];
-    rising &= found >= 0 && found <= (j % (steps + 1) == 0 ? 0 : hidden);
+  for (int64_t row = 0; row < rows; ++row) {
+    const int64_t* of_row = starts + row * (steps + 1);
+    rising &= row == 0 || of_row[0] == of_row[-1];
+    for (int64_t t = 0; t < steps; ++t) {
+      const int64_t found = of_row[t + 1] - of_row[t];
+      rising &= found >= 0 && found <= hidden;
+    }
   }
   STD_TORCH_CHECK(rising, "offsets should rise by at most H a step");
   const auto* units = static_cast<const int32_t*>(event_units.const_data_ptr());
+  const auto most = static_cast<uint32_t>(std::min<int64_t>(hidden, std::numeric_limits<int32_t>::max()));
   bool inside = true;
-  for (int64_t e = 0; e < count; ++e) inside &= static_cast<uint32_t>(units[e]) < static_cast<uint64_t>(hidden);
+  for (int64_t e = 0; e < count; ++e) inside &= static_cast<uint32_t>(units[e]) < most;
   STD_TORCH_CHECK(inside, "units should be from 0 to H - 1");
-  // Within a step each unit comes once, in order: a state is written once for each event.
-  bool ordered = true;
-  for (int64_t j = 1; j < rows * (steps + 1); ++j)
-    for (int64_t e = starts[j - 1] + 1; e < starts[j]; ++e) ordered &= units[e - 1] < units[e];
-  STD_TORCH_CHECK(ordered, "units should rise within a step");
+  // Within a step each unit comes once, in order: a state is written once for each event. So where units do not rise, a
+  // step begins. (Both are counted without branches, in one go.)
+  int64_t falls = 0, falls_between = 0;
+  for (int64_t e = 1; e < count; ++e) falls += units[e - 1] >= units[e];
+  for (int64_t j = 1; j < rows * (steps + 1); ++j) {
+    const int64_t e = starts[j];
+    falls_between += e > starts[j - 1] && e < count && units[e - 1] >= units[e];
+  }
+  STD_TORCH_CHECK(falls == falls_between, "units should rise within a step");
   return {starts, units, pointer<T>(phases, "phases", {count}), count, rows == 1};
 }
 

@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "cell.inl"
+#include "gates.inl"
 #include "kernels.h"
 #include "simd.h"
 
@@ -37,18 +38,22 @@ template <typename T, int NV>
 struct PanelGate {
   Gate<T> at[NV];
 
-  void fill(const Layer<T>& layer, const Panel<T, NV>& panel, int64_t t, int64_t event, int64_t unit) {
+  // `shared`: of the step's events, if all sequences share them.
+  void fill(const Layer<T>& layer, const Panel<T, NV>& panel, int64_t t, int64_t unit,
+            const typename EventGates<T>::Columns& shared, int64_t e) {
     constexpr int lanes = Simd<T>::kLanes;
     constexpr int64_t P = kPanelRows<T, NV>;
-    const Vec<T> ratio = splat(layer.ratio_on[unit]);
     if (layer.events.shared) {
-      const Gate<T> gate = gate_at(splat(layer.events.phases[event]), ratio, layer.leak, layer.oscillation);
+      const bool derivatives = shared.slope;
+      const Gate<T> gate{splat(shared.k[e]), splat(derivatives ? shared.slope[e] : T(0)),
+                         splat(derivatives ? shared.in_ratio[e] : T(0))};
       for (int v = 0; v < NV; ++v) at[v] = gate;
     } else {
       // All units are events here, so the place of this one follows from row, step and unit.
       alignas(64) T phases[P];
       for (int64_t lane = 0; lane < P; ++lane)
         phases[lane] = layer.events.phases[(panel.row(lane) * layer.steps + t) * layer.units + unit];
+      const Vec<T> ratio = splat(layer.ratio_on[unit]);
       for (int v = 0; v < NV; ++v) at[v] = gate_at(load(phases + v * lanes), ratio, layer.leak, layer.oscillation);
     }
     if (!layer.lengths && panel.count == P) return;
@@ -87,15 +92,11 @@ inline int64_t place_in_row(const Layer<T>& layer, int64_t t, int64_t event) {
   return layer.events.shared ? event : t * layer.units + event;
 }
 
-// The peephole weights of a unit, i, f, o; zero where there are none.
+// A unit's peephole weight of i, f or o; zero where there are none.
 template <typename T>
-struct Peephole {
-  Vec<T> of[3] = {};
-  Peephole(const Layer<T>& layer, int64_t u) {
-    if (!layer.peephole) return;
-    for (int j = 0; j < 3; ++j) of[j] = splat(layer.peephole[j * layer.units + u]);
-  }
-};
+inline Vec<T> peephole_of(const Layer<T>& layer, int64_t u, int gate) {
+  return layer.peephole ? splat(layer.peephole[gate * layer.units + u]) : Vec<T>{};
+}
 
 // The input as columns (I, P), a step at a time; made a few steps at once, as a row's steps lie together.
 template <typename T, int NV>

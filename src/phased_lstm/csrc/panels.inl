@@ -8,6 +8,7 @@
 #include "packing.inl"
 #include "panel.inl"
 #include "panel_products.inl"
+#include "panel_step.inl"
 #include "quads.h"
 #include "rows.inl"
 #include "schedule.inl"
@@ -18,13 +19,13 @@ namespace {
 
 template <typename T, bool Lstm, int NV>
 void forward_panels(const Layer<T>& layer, const Forward<T>& run, const T* packed, int64_t begin, int64_t end) {
-  using V = Vec<T>;
   constexpr int G = Lstm ? 4 : 3, lanes = Simd<T>::kLanes, fields = Lstm ? 6 : 5;
   constexpr int64_t P = kPanelRows<T, NV>;
   const Packing<T, G> packing(layer);
   const int64_t H = layer.units;
-  Buffer<T> state(H * P), cell(H * P, T(0)), fresh(2 * H * P);
+  Buffer<T> state(H * P), cell(H * P, T(0)), sums(4 * H * P), openness(H * P);
   PanelGate<T, NV> gate;
+  EventGates<T> gates(layer, 0, layer.events.shared ? layer.events.count : 0, layer.reverse, false);
   for (int64_t index = begin; index < end; ++index) {
     const Panel<T, NV> panel(layer, index);
     InputColumns<T, NV> columns(layer, panel);
@@ -36,41 +37,22 @@ void forward_panels(const Layer<T>& layer, const Forward<T>& run, const T* packe
       int64_t first;
       const int64_t count = events_at(layer, t, &first);
       const T* features = count ? columns.at(t) : nullptr;
+      const auto shared = gates.at(first, layer.events.shared ? count : 0);
       for (int64_t e = 0, n; e < count; e += n) {
         n = std::min<int64_t>(count - e, kUnitBlock<NV>);
-        V sums[kUnitBlock<NV>][4][NV];
         with_number<kUnitBlock<NV>>(n, [&](auto number) {
-          block_sums<T, G, NV, number()>(layer, packing, packed, first + e, features, state.data(), sums);
+          block_sums<T, G, NV, number()>(layer, packing, packed, first + e, features, state.data(), &sums[e * 4 * P]);
         });
-        for (int64_t b = 0; b < n; ++b) {
-          const int64_t event = first + e + b, u = unit_of(layer, event);
-          gate.fill(layer, panel, t, event, u);
-          const Peephole<T> peephole(layer, u);
-          T* tape = run.tape ? run.tape + (index * events_in_row(layer) + place_in_row(layer, t, event)) * fields * P
-                             : nullptr;
-          for (int v = 0; v < NV; ++v) {
-            const int64_t at = u * P + v * lanes, to = (e + b) * P + v * lanes;
-            const State<T> old{load(&state[at]), load(&cell[at])};
-            V values[4] = {sums[b][0][v], sums[b][1][v], sums[b][2][v], sums[b][3][v]};
-            State<T> after;
-            if constexpr (Lstm)
-              after = lstm_step(values, peephole.of, gate.at[v].k, old);
-            else
-              after = gru_step(values, gate.at[v].k, old);
-            store(&fresh[to], after.h);
-            store(&fresh[H * P + to], after.c);
-            if (!tape) continue;
-            for (int slot = 0; slot < 4; ++slot) store(tape + slot * P + v * lanes, values[slot]);
-            store(tape + 4 * P + v * lanes, old.h);
-            if (Lstm) store(tape + 5 * P + v * lanes, old.c);
-          }
-        }
       }
       for (int64_t e = 0; e < count; ++e) {
-        const int64_t u = unit_of(layer, first + e);
-        std::copy_n(&fresh[e * P], P, &state[u * P]);
-        if (Lstm) std::copy_n(&fresh[(H + e) * P], P, &cell[u * P]);
+        const bool alike = layer.events.shared && !layer.lengths && panel.count == P;
+        if (!alike) gate.fill(layer, panel, t, unit_of(layer, first + e), shared, e);
+        for (int v = 0; v < NV; ++v)
+          store(&openness[e * P + v * lanes], alike ? splat(shared.k[e]) : gate.at[v].k);
       }
+      step_panel<T, Lstm>(
+          layer, P, first, count, sums.data(), openness.data(), state.data(), cell.data(),
+          run.tape ? run.tape + (index * events_in_row(layer) + place_in_row(layer, t, first)) * fields * P : nullptr);
       if (run.output) {
         for (int64_t lane = 0; lane < panel.count; ++lane) {
           const int64_t row = panel.first + lane;
@@ -104,6 +86,7 @@ void backward_panels(const Layer<T>& layer, const Backward<T>& run, const T* pac
   Buffer<T> state(P * packing.state, T(0)), features(P * packing.input, T(0));
   // For each event of a step: gradients of its four sums and of the state before it.
   Buffer<T> in_sums(H * 4 * P), in_old(2 * H * P);
+  EventGates<T> gates(layer, 0, layer.events.shared ? layer.events.count : 0, !layer.reverse, true);
   PanelGate<T, NV> gate;
   alignas(64) T in_phases[P];
   for (int64_t index = begin; index < end; ++index) {
@@ -138,28 +121,29 @@ void backward_panels(const Layer<T>& layer, const Backward<T>& run, const T* pac
         else
           std::fill_n(&features[lane * packing.input], I, T(0));
       }
+      const auto shared = gates.at(first, layer.events.shared ? count : 0);
       for (int64_t e = 0; e < count; ++e) {
         const int64_t u = unit_of(layer, first + e);
-        gate.fill(layer, panel, t, first + e, u);
+        gate.fill(layer, panel, t, u, shared, e);
         const T* tape =
             run.tape + (index * events_in_row(layer) + place_in_row(layer, t, first + e)) * fields * P;
         // The step before has about as many events, and the tape is far longer than a cache.
         for (int64_t value = 0; value < fields * P; value += 64 / sizeof(T))
           __builtin_prefetch(tape - count * fields * P + value);
-        const Peephole<T> peephole(layer, u);
+        const V peephole[3] = {peephole_of(layer, u, 0), peephole_of(layer, u, 1), peephole_of(layer, u, 2)};
         T* d = &in_sums[e * 4 * P];
         V in_slots[4] = {}, in_peephole[3] = {}, in_phase_all{}, in_ratio_all{};
         for (int v = 0; v < NV; ++v) {
           const int64_t at = u * P + v * lanes, to = e * P + v * lanes, lane = v * lanes;
           const V k = gate.at[v].k;
-          const State<T> old{load(tape + 4 * P + lane), Lstm ? load(tape + (fields - 1) * P + lane) : V{}};
-          const State<T> from{load(&grad_state[at]), load(&grad_cell[at])};
+          const State<Vec<T>> old{load(tape + 4 * P + lane), Lstm ? load(tape + (fields - 1) * P + lane) : V{}};
+          const State<Vec<T>> from{load(&grad_state[at]), load(&grad_cell[at])};
           for (int j = 0; j < lanes; ++j) state[(lane + j) * packing.state + u] = old.h[j];
           V values[4];
           for (int slot = 0; slot < 4; ++slot) values[slot] = load(tape + slot * P + lane);
-          Gradients<T> found;
+          Gradients<Vec<T>> found;
           if constexpr (Lstm)
-            found = lstm_step_back(values, peephole.of, k, old, from);
+            found = lstm_step_back(values, peephole, k, old, from);
           else
             found = gru_step_back(values, k, old, from);
           for (int slot = 0; slot < 4; ++slot) {

@@ -29,6 +29,8 @@ class PendingProducts {
         d_(4 * (most_events_ + Simd<T>::kLanes)),
         sorted_d_(4 * most_events_),
         unit_(most_events_),
+        rank_(most_events_),
+        of_unit_(units_, 0),
         number_(most_events_),
         sorted_number_(most_events_),
         starts_(units_ + 1) {}
@@ -47,30 +49,28 @@ class PendingProducts {
   // The next event is of this unit, and its state was kept under `number`.
   void add(int64_t unit, int32_t number) {
     unit_[count_] = static_cast<int32_t>(unit);
+    rank_[count_] = of_unit_[unit]++;
     number_[count_++] = number;
   }
 
   // Adds all that is put off to `partial`.
   void settle(T* partial) {
-    std::fill(starts_.begin(), starts_.end(), 0);
-    for (int64_t e = 0; e < count_; ++e) ++starts_[unit_[e] + 1];
-    for (int64_t u = 0; u < units_; ++u) starts_[u + 1] += starts_[u];
+    for (int64_t u = 0; u < units_; ++u) starts_[u + 1] = starts_[u] + of_unit_[u];
     for (int64_t e = 0; e < count_; ++e) {
-      const int64_t to = starts_[unit_[e]]++;
+      const int64_t to = starts_[unit_[e]] + rank_[e];
       sorted_number_[to] = number_[e];
       store_quad(&sorted_d_[4 * to], load_quad(&d_[4 * e]));
     }
-    int64_t from = 0;
     for (int64_t u = 0; u < units_; ++u) {
-      const int64_t to = starts_[u];
+      const int64_t from = starts_[u], to = starts_[u + 1];
       if (to > from) {
         for_parts(packing_, true, [&](const int(&slots)[G], int64_t first, int64_t width) {
           add_products(packing_.state_rows(partial, u) + first, first, width, slots, from, to);
         });
         add_head(packing_.head_of(partial, u), from, to);
       }
-      from = to;
     }
+    std::fill(of_unit_.begin(), of_unit_.end(), 0);
     stored_ = count_ = 0;
   }
 
@@ -125,7 +125,8 @@ class PendingProducts {
   Packing<T, G> packing_;
   int64_t units_, floats_, most_states_, most_events_, stored_ = 0, count_ = 0;
   Buffer<T> states_, few_, d_, sorted_d_;
-  Buffer<int32_t> unit_, number_, sorted_number_;
+  // Of each event, its unit and how many of that came before; of each unit, how many there are.
+  Buffer<int32_t> unit_, rank_, of_unit_, number_, sorted_number_;
   std::vector<int64_t> starts_;
 };
 

@@ -162,8 +162,7 @@ constexpr int64_t kOftenRead = 4096;
 template <typename T, bool Lstm>
 void forward_rows(const Layer<T>& layer, const Forward<T>& run, const T* packed, int64_t begin, int64_t end) {
   constexpr int G = Lstm ? 4 : 3, lanes = Simd<T>::kLanes, fields = Lstm ? 6 : 5;
-  // The first columns are the tape's, where the events' numbers and phases come behind them.
-  enum { kValues = 0, kOldH = 4, kOldC, kPeepI, kPeepF, kPeepO, kNewH, kNewC, kColumns };
+  enum { kPeepI, kPeepF, kPeepO, kNewH, kNewC, kColumns };
   const Packing<T, G> packing(layer);
   const int64_t H = layer.units, I = layer.inputs, size = group_rows(layer.batch);
   const T* features[kLargestGroup];
@@ -205,11 +204,11 @@ void forward_rows(const Layer<T>& layer, const Forward<T>& run, const T* packed,
         const int64_t here = std::min<int64_t>(lanes, count - e);
         const Vec<T> k =
             gate_at(load(walk.phases() + e), load(walk.ratios() + e), layer.leak, layer.oscillation).k;
-        State<T> old{gather_lanes(state.h.data(), places + e, here), Vec<T>{}};
+        State<Vec<T>> old{gather_lanes(state.h.data(), places + e, here), Vec<T>{}};
         if constexpr (Lstm) old.c = gather_lanes(state.c.data(), places + e, here);
         Vec<T> values[4];
         load_columns(&sums[4 * e], values);
-        State<T> fresh;
+        State<Vec<T>> fresh;
         if constexpr (Lstm)
           fresh = lstm_step(values, {load(at[kPeepI] + e), load(at[kPeepF] + e), load(at[kPeepO] + e)}, k, old);
         else
@@ -217,18 +216,15 @@ void forward_rows(const Layer<T>& layer, const Forward<T>& run, const T* packed,
         store(at[kNewH] + e, fresh.h);
         store(at[kNewC] + e, fresh.c);
         if (!tape) continue;
-        for (int slot = 0; slot < 4; ++slot) store(at[kValues + slot] + e, values[slot]);
-        store(at[kOldH] + e, old.h);
-        store(at[kOldC] + e, old.c);
+        for (int slot = 0; slot < 4; ++slot) store_first(tape + slot * count + e, values[slot], here);
+        store_first(tape + 4 * count + e, old.h, here);
+        if (Lstm) store_first(tape + 5 * count + e, old.c, here);
       }
       for (int64_t e = 0; e < count; ++e) {
         state.h[places[e]] = at[kNewH][e];
         if (Lstm) state.c[places[e]] = at[kNewC][e];
       }
-      if (tape) {
-        for (int field = 0; field < fields; ++field) tape = std::copy_n(at[field], count, tape);
-        tape = walk.keep(tape);
-      }
+      if (tape) tape = walk.keep(tape + count * fields);
       if (run.output)
         for (Tick rest = tick; rest; rest &= rest - 1)
           std::copy_n(state.h_of(__builtin_ctz(rest)), H, run.output + walk.place(__builtin_ctz(rest)) * H);
@@ -245,9 +241,7 @@ template <typename T, bool Lstm>
 void backward_rows(const Layer<T>& layer, const Backward<T>& run, const T* packed, int64_t begin, int64_t end,
                    T* partial, double* gate_sums) {
   constexpr int G = Lstm ? 4 : 3, lanes = Simd<T>::kLanes, fields = Lstm ? 6 : 5;
-  // The first columns are the tape's, where the events' numbers and phases come behind them.
-  enum { kValues = 0, kOldH = 4, kOldC, kPeepI, kPeepF, kPeepO, kGradH, kGradC, kInPhase,
-         kInRatio, kCell, kColumns };
+  enum { kPeepI, kPeepF, kPeepO, kGradH, kGradC, kInPhase, kInRatio, kCell, kColumns };
   const Packing<T, G> packing(layer);
   const int64_t H = layer.units, I = layer.inputs, size = group_rows(layer.batch);
   T* peepholes = partial + H * packing.unit();
@@ -277,7 +271,6 @@ void backward_rows(const Layer<T>& layer, const Backward<T>& run, const T* packe
       // The tape is far longer than a cache; the tick before is about as long as this one.
       for (int64_t value = 0; value < count * (fields + 2); value += 64 / sizeof(T))
         __builtin_prefetch(tape - 1 - value);
-      for (int field = 0; field < fields; ++field) std::copy_n(tape + field * count, count, at[field]);
       if (run.grad_output)
         for (Tick rest = tick; rest; rest &= rest - 1) {
           const int slot = __builtin_ctz(rest);
@@ -287,8 +280,9 @@ void backward_rows(const Layer<T>& layer, const Backward<T>& run, const T* packe
         }
       if (!count) continue;
       const int32_t* places = walk.places(state.width);
+      const T *old_h = tape + 4 * count, *old_c = tape + 5 * count;
       // The products need the state before this step.
-      for (int64_t e = 0; e < count; ++e) state.h[places[e]] = at[kOldH][e];
+      for (int64_t e = 0; e < count; ++e) state.h[places[e]] = old_h[e];
       load_peepholes(layer, walk, at[kPeepI], at[kPeepF], at[kPeepO]);
       if (!pending.room_for(rows, count)) pending.settle(partial);
       for (Tick rest = tick; rest; rest &= rest - 1) {
@@ -307,12 +301,12 @@ void backward_rows(const Layer<T>& layer, const Backward<T>& run, const T* packe
       for (int64_t e = 0; e < count; e += lanes) {
         const Gate<T> gate = gate_at(load(walk.phases() + e), load(walk.ratios() + e), layer.leak, layer.oscillation);
         Vec<T> values[4];
-        for (int slot = 0; slot < 4; ++slot) values[slot] = load(at[kValues + slot] + e);
-        const State<T> old{load(at[kOldH] + e), load(at[kOldC] + e)};
         const int64_t here = std::min<int64_t>(lanes, count - e);
-        State<T> from{gather_lanes(grad.h.data(), places + e, here), Vec<T>{}};
+        for (int slot = 0; slot < 4; ++slot) values[slot] = load_first(tape + slot * count + e, here);
+        const State<Vec<T>> old{load_first(old_h + e, here), Lstm ? load_first(old_c + e, here) : Vec<T>{}};
+        State<Vec<T>> from{gather_lanes(grad.h.data(), places + e, here), Vec<T>{}};
         if constexpr (Lstm) from.c = gather_lanes(grad.c.data(), places + e, here);
-        Gradients<T> found;
+        Gradients<Vec<T>> found;
         if constexpr (Lstm)
           found = lstm_step_back(values, {load(at[kPeepI] + e), load(at[kPeepF] + e), load(at[kPeepO] + e)}, gate.k,
                                  old, from);
@@ -332,7 +326,7 @@ void backward_rows(const Layer<T>& layer, const Backward<T>& run, const T* packe
         const T* of_event = &d[4 * e];
         pending.add(u, number[slot]);
         if (run.grad_input) add_few(packing, packed, u, of_event, &grad_few[slot * kFewInputs]);
-        if (Lstm && layer.peephole) add_peepholes(of_event, at[kOldC][e], at[kCell][e], peepholes + 3 * u);
+        if (Lstm && layer.peephole) add_peepholes(of_event, old_c[e], at[kCell][e], peepholes + 3 * u);
         const double in_phase = at[kInPhase][e] * inverse[u];
         add_gate(in_phase, at[kInRatio][e], (time[slot] - run.shift[u]) * inverse[u], H, gate_sums + u);
         grad_time[slot] += in_phase;

@@ -1,5 +1,6 @@
 // Finding the open events: the phase of every unit at every step, a few lanes at a time.
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <limits>
 
@@ -32,9 +33,16 @@ inline V near_phase(V time, V period, V inverse, V shift) {
   return into >= period ? V{} : into / period;
 }
 
-// Steps whose candidates are found before their phases are: what was just written in parts is not read at once, as a
-// whole vector, which would have to wait.
-constexpr int64_t kScannedSteps = 32;
+// Steps for which single precision is told what to look for.
+constexpr int64_t kNearSteps = 32;
+
+// Steps whose candidates are found before their phases are, so that vectors of candidates are full, and what is written
+// in parts is not read at once, as a whole vector, which would have to wait. Fewer for more units: more memory than the
+// allocator keeps would come in fresh pages.
+inline int64_t scanned_steps(int64_t width) {
+  const auto fitting = static_cast<uint64_t>(std::clamp<int64_t>(8192 / width, 1, kNearSteps));
+  return static_cast<int64_t>(std::bit_floor(fitting));
+}
 
 // Finds the units that may be open at a time: all that are, and those that single precision cannot tell from them.
 class Candidates {
@@ -71,8 +79,9 @@ class Candidates {
   int32_t* put(double time, int32_t* to) {
     const Vec<float> since = splat(static_cast<float>(std::clamp(time - origin_, -kWidestSpan, kWidestSpan)));
     const float *inverse = constants(), *behind = inverse + width_, *limit = behind + width_;
+    LaneNumbers units;
     for (int64_t u = 0; u < width_; u += Simd<float>::kLanes)
-      to += put_numbers(to, u, below_bits(fraction(since * load(inverse + u) + load(behind + u)), load(limit + u)));
+      to += units.put(to, below_bits(fraction(since * load(inverse + u) + load(behind + u)), load(limit + u)));
     return to;
   }
 
@@ -98,6 +107,55 @@ inline T on_its_side(double phase, double ratio_on) {
   return rounded >= ratio ? std::nextafter(ratio, T(0)) : rounded;
 }
 
+// The phases of candidates, and which of them are open.
+template <typename T>
+class Judgement {
+ public:
+  // Of a gate's units: period, 1 / period, shift in [0, tau), ratio.
+  Judgement(const double* period, const double* inverse, const double* shift, const double* ratio_on, int64_t units,
+            int64_t candidates)
+      : table_(4 * units), phase_(padded<T>(candidates) + Simd<T>::kLanes), open_(candidates / kLanes + 1) {
+    for (int64_t u = 0; u < units; ++u)
+      store_quad(&table_[4 * u], Quad<double>{period[u], inverse[u], shift[u], ratio_on[u]});
+  }
+
+  // Judges so many candidates at times of their own; returns whether all are open. Whole vectors are read.
+  bool judge(const int32_t* units, const double* times, int64_t count) {
+    bool all = true;
+    for (int64_t i = 0; i < count; i += kLanes) {
+      const unsigned here = (1u << std::min<int64_t>(kLanes, count - i)) - 1;
+      unsigned open = 0;
+#ifdef PHASED_LSTM_GATHER_ROWS
+      Vec<double> of[4];
+      gather_rows(table_.data(), units + i, of);
+      const Vec<double> phase = near_phase(load(times + i), of[0], of[1], of[2]);
+      open = less_bits(phase, of[3]);
+      store_narrow(&phase_[i], phase);
+#else
+      for (int64_t j = i; here >> (j - i) & 1; ++j) {
+        const double* of = &table_[4 * units[j]];
+        const double phase = near_phase(times[j], of[0], of[1], of[2]);
+        open |= static_cast<unsigned>(phase < of[3]) << (j - i);
+        phase_[j] = static_cast<T>(phase);
+      }
+#endif
+      open_[i / kLanes] = static_cast<uint8_t>(open);
+      all &= (open & here) == here;
+    }
+    return all;
+  }
+
+  const T* phases() const { return phase_.data(); }
+  bool open(int64_t i) const { return open_[i / kLanes] >> i % kLanes & 1; }
+
+ private:
+  static constexpr int64_t kLanes = 8;
+
+  Buffer<double> table_;
+  Buffer<T> phase_;
+  Buffer<uint8_t> open_;
+};
+
 template <typename T>
 void find_events(const GateTimes& gate, int64_t row, int64_t begin, int64_t end, int64_t* counts,
                  EventBlock<T>& found) {
@@ -120,33 +178,52 @@ void find_events(const GateTimes& gate, int64_t row, int64_t begin, int64_t end,
     ratio_on[u] = gate.ratio_on[u];
     most_open += gate.all_open ? 1.0 : gate.ratio_on[u];
   }
-#ifdef PHASED_LSTM_COMPRESS
-  using V = Vec<double>;
-  constexpr int64_t lanes = Simd<double>::kLanes;
-  Buffer<double> table(4 * units);
-  for (int64_t u = 0; u < units; ++u)
-    store_quad(&table[4 * u], Quad<double>{gate.period[u], inverse[u], shift[u], gate.ratio_on[u]});
-#endif
   const auto exact_quotient = [&](int64_t t) {
     return (!residue || residue[t] == 0.0) && std::fabs(coarse[t]) * largest_inverse < 1e15;
   };
-  Candidates candidates(inverse, turns, ratio_on, units, gate.all_open ? 0 : std::min(kScannedSteps, end - begin));
-  const int32_t* ends[kScannedSteps];
+  const int64_t scan = gate.all_open ? kNearSteps : std::min(scanned_steps(width), end - begin);
+  const int64_t most_scanned = gate.all_open ? 0 : scan;
+  Candidates candidates(inverse, turns, ratio_on, units, most_scanned);
+  Judgement<T> judgement(gate.period, inverse, shift, ratio_on, units, most_scanned * width);
+  Buffer<double> time_of(most_scanned * width + Simd<double>::kLanes);
+  const int32_t* ends[kNearSteps];
   Buffer<double> phase_at(gate.all_open ? units : 0);
   found.begin(static_cast<int64_t>(most_open * static_cast<double>(end - begin)) + width);
   int64_t count = 0;
-  for (int64_t scanned = begin; scanned < end; scanned += kScannedSteps) {
-    const int64_t until = std::min(end, scanned + kScannedSteps);
+  for (int64_t scanned = begin; scanned < end; scanned += scan) {
+    const int64_t until = std::min(end, scanned + scan);
+    const int32_t* const numbers = candidates.numbers();
+    int64_t known = 0;
+    bool all = !gate.all_open;
     if (!gate.all_open) {
-      const auto [first, last] = std::minmax_element(coarse + scanned, coarse + until);
-      candidates.move(*first, *last - *first, std::max(std::fabs(*first), std::fabs(*last)));
+      if ((scanned - begin) % kNearSteps == 0) {
+        const auto [first, last] = std::minmax_element(coarse + scanned, coarse + std::min(end, scanned + kNearSteps));
+        candidates.move(*first, *last - *first, std::max(std::fabs(*first), std::fabs(*last)));
+      }
       int32_t* next = candidates.numbers();
       for (int64_t t = scanned; t < until; ++t) {
-        if (exact_quotient(t)) next = candidates.put(coarse[t], next);
+        const int32_t* const before = next;
+        if (exact_quotient(t))
+          next = candidates.put(coarse[t], next);
+        else
+          all = false;
         ends[t - scanned] = next;
+        for (int64_t i = before - numbers; i < next - numbers; i += Simd<double>::kLanes)
+          store(&time_of[i], splat(coarse[t]));
       }
+      known = next - numbers;
+      all &= judgement.judge(numbers, time_of.data(), known);
     }
-    const int32_t* of = candidates.numbers();
+    found.grow(count + known);
+    if (all) {
+      std::copy_n(numbers, known, found.units.data() + count);
+      std::copy_n(judgement.phases(), known, found.phases.data() + count);
+      count += known;
+      for (int64_t t = scanned; t < until; ++t)
+        counts[t] = ends[t - scanned] - (t > scanned ? ends[t - scanned - 1] : numbers);
+      continue;
+    }
+    int64_t at = 0;
     for (int64_t t = scanned; t < until; ++t) {
       const int64_t before = count;
       const double time = coarse[t];
@@ -165,25 +242,11 @@ void find_events(const GateTimes& gate, int64_t row, int64_t begin, int64_t end,
         for (int64_t u = 0; u < units; ++u) phases[count + u] = on_its_side<T>(phase_at[u], gate.ratio_on[u]);
         for (int64_t u = 0; u < units; ++u) open_units[count++] = static_cast<int32_t>(u);
       } else {
-        const int32_t* const last = ends[t - scanned];
-#ifdef PHASED_LSTM_COMPRESS
-        for (; of < last; of += std::min<int64_t>(last - of, lanes)) {
-          V at[4];
-          gather_rows(table.data(), of, at);
-          const V phase = near_phase(splat(time), at[0], at[1], at[2]);
-          const unsigned open = less_bits(phase, at[3]) & ((1u << std::min<int64_t>(last - of, lanes)) - 1);
-          put_chosen(open_units + count, of, open);
-          put_chosen(phases + count, phase, open);
-          count += __builtin_popcount(open);
+        for (; at < ends[t - scanned] - numbers; ++at) {
+          open_units[count] = numbers[at];
+          phases[count] = judgement.phases()[at];
+          count += judgement.open(at);
         }
-#else
-        for (; of < last; ++of) {
-          open_units[count] = *of;
-          const double phase = near_phase(time, gate.period[*of], inverse[*of], shift[*of]);
-          phases[count] = static_cast<T>(phase);
-          count += phase < ratio_on[*of];
-        }
-#endif
       }
       counts[t] = count - before;
     }

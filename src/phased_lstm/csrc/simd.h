@@ -1,4 +1,4 @@
-// Vectors of floats or doubles in the compiler's own notation, and elementary functions on them.
+// Vectors of floats or doubles in the compiler's own notation.
 //
 // The same source is compiled once for each instruction set; PHASED_LSTM_LANES says how many floats
 // a vector holds (4, 8 or 16). Everything is in an anonymous namespace: two translation units built
@@ -198,7 +198,7 @@ inline Vec<double> minus_product(Vec<double> a, Vec<double> b, Vec<double> c) {
 // The part of x beyond the integer below it, for |x| < 2^22.
 inline Vec<float> fraction(Vec<float> x) {
 #if PHASED_LSTM_LANES == 16 && defined(__AVX512F__)
-  return x - (Vec<float>)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+  return (Vec<float>)_mm512_reduce_ps((__m512)x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
 #elif PHASED_LSTM_LANES == 8 && defined(__AVX2__)
   return x - (Vec<float>)_mm256_floor_ps((__m256)x);
 #else
@@ -212,7 +212,7 @@ inline Vec<float> fraction(Vec<float> x) {
 // The same for |x| < 2^51.
 inline Vec<double> fraction(Vec<double> x) {
 #if PHASED_LSTM_LANES == 16 && defined(__AVX512F__)
-  return x - (Vec<double>)_mm512_roundscale_pd((__m512d)x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+  return (Vec<double>)_mm512_reduce_pd((__m512d)x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
 #elif PHASED_LSTM_LANES == 8 && defined(__AVX2__)
   return x - (Vec<double>)_mm256_floor_pd((__m256d)x);
 #else
@@ -260,7 +260,7 @@ inline void store_narrow(float* to, Vec<double> from) {
 }
 
 #if PHASED_LSTM_LANES == 16 && defined(__AVX512F__)
-#define PHASED_LSTM_COMPRESS
+#define PHASED_LSTM_GATHER_ROWS
 // Rows at[0], at[1] and so on of a table of four columns, as columns. (Faster than the instruction for it.)
 inline void gather_rows(const double* table, const int32_t* at, Vec<double> (&columns)[4]) {
   Vec<double> rows[4];
@@ -275,18 +275,6 @@ inline void gather_rows(const double* table, const int32_t* at, Vec<double> (&co
   columns[1] = low(odd(rows[0], rows[1]), odd(rows[2], rows[3]));
   columns[2] = high(even(rows[0], rows[1]), even(rows[2], rows[3]));
   columns[3] = high(odd(rows[0], rows[1]), odd(rows[2], rows[3]));
-}
-
-// Writes the lanes chosen by `bits`, one behind the other. A whole vector is written.
-inline void put_chosen(float* to, Vec<double> from, unsigned bits) {
-  const __m256 narrow = _mm512_cvtpd_ps((__m512d)from);
-  _mm256_storeu_ps(to, _mm256_maskz_compress_ps(static_cast<__mmask8>(bits), narrow));
-}
-
-// The same of what stands there in `from`.
-inline void put_chosen(int32_t* to, const int32_t* from, unsigned bits) {
-  const __m256i all = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_maskz_compress_epi32(static_cast<__mmask8>(bits), all));
 }
 #endif
 
@@ -303,21 +291,34 @@ struct ChosenLanes {
 constexpr ChosenLanes kChosenLanes;
 #endif
 
-// Writes first + i for each bit i of `bits`, in order; returns how many. A whole vector is written.
-inline int put_numbers(int32_t* to, int64_t first, unsigned bits) {
+// The numbers from 0 on, as many at a time as there are lanes.
+class LaneNumbers {
+ public:
+  // Writes those of the next numbers whose bits are set, in order; returns how many. A whole vector is written.
+  int put(int32_t* to, unsigned bits) {
 #if PHASED_LSTM_LANES == 16 && defined(__AVX512F__)
-  const __m512i all = _mm512_add_epi32(_mm512_set1_epi32(static_cast<int>(first)),
-                                       _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
-  _mm512_storeu_si512(to, _mm512_maskz_compress_epi32(static_cast<__mmask16>(bits), all));
+    _mm512_storeu_si512(to, _mm512_maskz_compress_epi32(static_cast<__mmask16>(bits), next_));
+    next_ = _mm512_add_epi32(next_, _mm512_set1_epi32(kFloatLanes));
 #elif PHASED_LSTM_LANES == 8 && defined(__AVX2__)
-  const __m256i lanes = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(kChosenLanes.of[bits])));
-  const __m256i numbers = _mm256_add_epi32(lanes, _mm256_set1_epi32(static_cast<int>(first)));
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), numbers);
+    const auto* lanes = reinterpret_cast<const __m128i*>(kChosenLanes.of[bits]);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_add_epi32(_mm256_cvtepu8_epi32(_mm_loadl_epi64(lanes)), next_));
+    next_ = _mm256_add_epi32(next_, _mm256_set1_epi32(kFloatLanes));
 #else
-  for (int i = 0; i < kFloatLanes; ++i) to[i] = static_cast<int32_t>(first + kChosenLanes.of[bits][i]);
+    for (int i = 0; i < kFloatLanes; ++i) to[i] = next_ + kChosenLanes.of[bits][i];
+    next_ += kFloatLanes;
 #endif
-  return __builtin_popcount(bits);
-}
+    return __builtin_popcount(bits);
+  }
+
+ private:
+#if PHASED_LSTM_LANES == 16 && defined(__AVX512F__)
+  __m512i next_ = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+#elif PHASED_LSTM_LANES == 8 && defined(__AVX2__)
+  __m256i next_ = _mm256_setzero_si256();
+#else
+  int32_t next_ = 0;
+#endif
+};
 
 // Calls f with a number from 1 to `most` as a constant.
 template <int most, typename F>
@@ -345,82 +346,5 @@ template <typename T>
 constexpr int64_t padded(int64_t n) {
   return (n + Simd<T>::kLanes - 1) / Simd<T>::kLanes * Simd<T>::kLanes;
 }
-
-// Elementary functions on floats. Their errors are stated with each and tested against doubles. NaN gives NaN.
-
-inline Vec<float> clamp(Vec<float> x, float low, float high) {
-  // Written so that a NaN passes: the instructions give their second operand where either is one.
-#if PHASED_LSTM_LANES == 16 && defined(__AVX512F__)
-  return (Vec<float>)_mm512_min_ps(_mm512_set1_ps(high), _mm512_max_ps(_mm512_set1_ps(low), (__m512)x));
-#elif PHASED_LSTM_LANES == 8 && defined(__AVX2__)
-  return (Vec<float>)_mm256_min_ps(_mm256_set1_ps(high), _mm256_max_ps(_mm256_set1_ps(low), (__m256)x));
-#else
-  x = splat(low) > x ? splat(low) : x;
-  return splat(high) < x ? splat(high) : x;
-#endif
-}
-
-// 1 / x, to 1.2e-7, for x from 1e-37 to 1e37.
-inline Vec<float> inverse(Vec<float> x) {
-#if PHASED_LSTM_LANES == 16 && defined(__AVX512F__)
-  // 14 bits, doubled by a step of Newton's.
-  const Vec<float> r = (Vec<float>)_mm512_rcp14_ps((__m512)x);
-  return r + r * (1.0f - x * r);
-#else
-  return 1.0f / x;
-#endif
-}
-
-// e^x = 2^n (1 + q), |x| at most 80: n is a power of two below, q = e^r - 1 for |r| <= ln 2 / 2.
-struct Exponential {
-  Vec<float> power, q;
-};
-
-inline Exponential exponential(Vec<float> x) {
-  using V = Vec<float>;
-  // Adding 1.5 * 2^23 rounds to an integer that stands in the low bits.
-  const V magic = splat(12582912.0f);
-  const V shifted = x * 1.44269504f + magic;
-  const V n = shifted - magic;
-  V r = x - n * 0.693359375f;
-  r = r + n * 2.12194440e-4f;
-  V p = splat(1.3982374e-3f);
-  p = p * r + 8.3652228e-3f;
-  p = p * r + 4.1666023e-2f;
-  p = p * r + 1.66666001e-1f;
-  p = p * r + 0.5f;
-  typedef uint32_t U __attribute__((vector_size(sizeof(V))));
-  U bits;
-  std::memcpy(&bits, &shifted, sizeof bits);
-  bits = (bits << 23) + 0x3f800000u;
-  V power;
-  std::memcpy(&power, &bits, sizeof power);
-  // A NaN in x is a NaN in r.
-  return {power, r + r * r * p};
-}
-
-// 1 / (1 + e^-x), relative error below 4e-7 for |x| up to 80, absolute error below 2e-35 beyond.
-inline Vec<float> vsigmoid(Vec<float> x) {
-  const Exponential e = exponential(clamp(-x, -80.0f, 80.0f));
-  return inverse((1.0f + e.power) + e.power * e.q);
-}
-
-// tanh x = (e^2x - 1) / (e^2x + 1), relative error below 4e-7. e^2x - 1 = (2^n - 1) + 2^n q loses nothing near 0.
-inline Vec<float> vtanh(Vec<float> x) {
-  const Exponential e = exponential(clamp(2.0f * x, -20.0f, 20.0f));
-  const Vec<float> less_one = (e.power - 1.0f) + e.power * e.q;
-  return less_one * inverse(less_one + 2.0f);
-}
-
-// Doubles serve gradient checks, where the library's own functions are exact enough and fast enough.
-template <double (*F)(double)>
-inline Vec<double> each(Vec<double> x) {
-  for (int i = 0; i < Simd<double>::kLanes; ++i) x[i] = F(x[i]);
-  return x;
-}
-
-inline double exact_sigmoid(double x) { return 1.0 / (1.0 + std::exp(-x)); }
-inline Vec<double> vtanh(Vec<double> x) { return each<std::tanh>(x); }
-inline Vec<double> vsigmoid(Vec<double> x) { return each<exact_sigmoid>(x); }
 
 }  // namespace

@@ -5,6 +5,7 @@
 #include <algorithm>
 
 #include "cell.inl"
+#include "gates.inl"
 #include "kernels.h"
 #include "packing.inl"
 #include "pending.inl"
@@ -42,46 +43,6 @@ inline void sums_of_units(const Packing<T, G>& packing, const T* packed, const i
   }
 }
 
-// k of a sequence's events, made for many of them at once.
-template <typename T>
-class Openness {
- public:
-  // Events first .. last.
-  Openness(const Layer<T>& layer, int64_t first, int64_t last)
-      : layer_(layer),
-        first_(first),
-        last_(last),
-        k_(padded<T>(std::min(std::max(kBlock, layer.units), last - first)) + Simd<T>::kLanes) {}
-
-  // Of events first .. first + count, with a whole vector behind the last one.
-  const T* at(int64_t first, int64_t count) {
-    if (first < from_ || first + count > to_) {
-      const int64_t size = std::max(kBlock, layer_.units);
-      from_ = layer_.reverse ? std::max(first_, first + count - size) : first;
-      to_ = layer_.reverse ? first + count : std::min(last_, first + size);
-      fill();
-    }
-    return k_.data() + (first - from_);
-  }
-
- private:
-  static constexpr int64_t kBlock = 1024;
-
-  void fill() {
-    constexpr int lanes = Simd<T>::kLanes;
-    for (int64_t e = from_; e < to_; e += lanes) {
-      const int64_t here = std::min<int64_t>(lanes, to_ - e);
-      const Vec<T> phase = load_first(layer_.events.phases + e, here);
-      const Vec<T> ratio = gather_lanes(layer_.ratio_on, layer_.events.units + e, here);
-      store(&k_[e - from_], gate_at(phase, ratio, layer_.leak, layer_.oscillation).k);
-    }
-  }
-
-  const Layer<T>& layer_;
-  int64_t first_, last_, from_ = 0, to_ = 0;
-  Buffer<T> k_;
-};
-
 // Whether sequences go one after the other.
 template <typename T>
 inline bool alone(const Layer<T>& layer) {
@@ -100,14 +61,14 @@ void forward_single(const Layer<T>& layer, const Forward<T>& run, const T* packe
     const int64_t valid = valid_steps(layer, row);
     std::copy_n(run.h0 + row * H, H, h);
     if (Lstm) std::copy_n(run.c0 + row * H, H, c);
-    Openness<T> openness(layer, offsets[0], offsets[valid]);
+    EventGates<T> gates(layer, offsets[0], offsets[valid], layer.reverse, false);
     T* tape = run.tape ? run.tape + events_before(layer, row) * fields : nullptr;
     for (int64_t step = 0; step < valid; ++step) {
       const int64_t t = layer.reverse ? valid - 1 - step : step, place = row * layer.steps + t;
       const int64_t first = offsets[t], count = offsets[t + 1] - first;
       const int32_t* units = layer.events.units + first;
       if (count && packing.input) take_features(layer, place, true, h + packing.state);
-      const T* k = openness.at(first, count);
+      const T* k = gates.at(first, count).k;
       for (int64_t e = 0; e < count; e += kSideBySide)
         with_number<kSideBySide>(std::min<int64_t>(kSideBySide, count - e), [&](auto number) {
           sums_of_units<T, G, number()>(packing, packed, units + e, h, layer.input + place * I, &sums[4 * e]);
@@ -117,11 +78,11 @@ void forward_single(const Layer<T>& layer, const Forward<T>& run, const T* packe
         Vec<T> values[4], peephole[3];
         for (Vec<T>& of : peephole) of = splat(T(0));
         load_columns(&sums[4 * e], values);
-        State<T> old{gather_lanes(h, units + e, here), Vec<T>{}};
+        State<Vec<T>> old{gather_lanes(h, units + e, here), Vec<T>{}};
         if constexpr (Lstm) old.c = gather_lanes(c, units + e, here);
         if (Lstm && layer.peephole)
           for (int j = 0; j < 3; ++j) peephole[j] = gather_lanes(layer.peephole + j * H, units + e, here);
-        State<T> after;
+        State<Vec<T>> after;
         if constexpr (Lstm)
           after = lstm_step(values, peephole, load(k + e), old);
         else
@@ -185,6 +146,7 @@ void backward_single(const Layer<T>& layer, const Backward<T>& run, const T* pac
     std::copy_n(run.h_n + row * H, H, h);
     std::copy_n(run.grad_h_n + row * H, H, grad_h);
     if (Lstm) std::copy_n(run.grad_c_n + row * H, H, grad_c);
+    EventGates<T> gates(layer, offsets[0], offsets[valid], !layer.reverse, true);
     const T* tape = run.tape + (events_before(layer, row) + offsets[valid] - offsets[0]) * fields;
     for (int64_t step = valid - 1; step >= 0; --step) {
       const int64_t t = layer.reverse ? valid - 1 - step : step, place = row * layer.steps + t;
@@ -203,30 +165,29 @@ void backward_single(const Layer<T>& layer, const Backward<T>& run, const T* pac
       }
       const int32_t number = pending.keep(h, layer.input + place * I);
       T* d = pending.next();
+      const auto gate = gates.at(first, count);
       for (int64_t e = 0; e < count; e += lanes) {
         const int64_t here = std::min<int64_t>(lanes, count - e);
         Vec<T> values[4], peephole[3];
         for (Vec<T>& of : peephole) of = splat(T(0));
         for (int slot = 0; slot < 4; ++slot) values[slot] = load_first(tape + slot * count + e, here);
-        State<T> old{load_first(tape + 4 * count + e, here), Vec<T>{}};
-        State<T> from{gather_lanes(grad_h, units + e, here), Vec<T>{}};
+        State<Vec<T>> old{load_first(tape + 4 * count + e, here), Vec<T>{}};
+        State<Vec<T>> from{gather_lanes(grad_h, units + e, here), Vec<T>{}};
         if constexpr (Lstm) {
           old.c = load_first(tape + 5 * count + e, here);
           from.c = gather_lanes(grad_c, units + e, here);
         }
-        const Gate<T> gate = gate_at(load_first(layer.events.phases + first + e, here),
-                                     gather_lanes(layer.ratio_on, units + e, here), layer.leak, layer.oscillation);
-        Gradients<T> found;
+        Gradients<Vec<T>> found;
         if constexpr (Lstm) {
           if (layer.peephole)
             for (int j = 0; j < 3; ++j) peephole[j] = gather_lanes(layer.peephole + j * H, units + e, here);
-          found = lstm_step_back(values, peephole, gate.k, old, from);
+          found = lstm_step_back(values, peephole, load(gate.k + e), old, from);
         } else {
-          found = gru_step_back(values, gate.k, old, from);
+          found = gru_step_back(values, load(gate.k + e), old, from);
         }
         store_rows(d + 4 * e, found.sums);
-        store(at[kInPhase] + e, found.k * gate.slope);
-        store(at[kInRatio] + e, found.k * gate.in_ratio);
+        store(at[kInPhase] + e, found.k * load(gate.slope + e));
+        store(at[kInRatio] + e, found.k * load(gate.in_ratio + e));
         store(at[kCell] + e, found.cell);
         store(at[kGradH] + e, found.old.h);
         store(at[kGradC] + e, found.old.c);

@@ -261,10 +261,11 @@ class Walk {
     }
     // The units that are open in any slot: first their list, since branches on bits are hard to foresee.
     int32_t* open_end = open_.data();
+    LaneNumbers units;
     for (int64_t from = 0; from < layer_.units; from += kWords) {
       const unsigned bits = nonzero_bits(&slots_[from]);
       for (int i = 0; i < kWords; i += kFloatLanes)
-        open_end += put_numbers(open_end, from + i, bits >> i & ((1u << kFloatLanes) - 1));
+        open_end += units.put(open_end, bits >> i & ((1u << kFloatLanes) - 1));
     }
     std::fill_n(blocks_of_, kRowBlock + 1, 0);
     Counters counters;
