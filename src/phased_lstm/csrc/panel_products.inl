@@ -44,11 +44,10 @@ inline void multiply(const T* const (&rows)[B], int64_t stride, const int (&slot
   }
 }
 
-// The sums of events first .. first + B of a step, (B, 4, P).
+// The sums of events first .. first + B of a step.
 template <typename T, int G, int NV, int B>
 inline void block_sums(const Layer<T>& layer, const Packing<T, G>& packing, const T* packed, int64_t first,
-                       const T* features, const T* state, T* to) {
-  Vec<T> sums[B][4][NV];
+                       const T* features, const T* state, Vec<T> (*sums)[4][NV]) {
   const T *of_input[B], *of_state[B];
   for (int b = 0; b < B; ++b) {
     const int64_t u = unit_of(layer, first + b);
@@ -60,10 +59,6 @@ inline void block_sums(const Layer<T>& layer, const Packing<T, G>& packing, cons
   }
   multiply<T, G, NV, B>(of_input, packing.row(), kInputSlots<G>, features, layer.inputs, sums);
   multiply<T, G, NV, B>(of_state, packing.row(), kStateSlots<G>, state, layer.units, sums);
-  for (int b = 0; b < B; ++b)
-    for (int slot = 0; slot < 4; ++slot)
-      for (int v = 0; v < NV; ++v)
-        store(to + (4 * b + slot) * kPanelRows<T, NV> + v * Simd<T>::kLanes, sums[b][slot][v]);
 }
 
 // drows[g][j] += sum_rows d[slots[g]][row] x[row][j], x being (P, width), for NC vectors of columns from j on.

@@ -8,7 +8,6 @@
 #include "packing.inl"
 #include "panel.inl"
 #include "panel_products.inl"
-#include "panel_step.inl"
 #include "quads.h"
 #include "rows.inl"
 #include "schedule.inl"
@@ -23,8 +22,7 @@ void forward_panels(const Layer<T>& layer, const Forward<T>& run, const T* packe
   constexpr int64_t P = kPanelRows<T, NV>;
   const Packing<T, G> packing(layer);
   const int64_t H = layer.units;
-  Buffer<T> state(H * P), cell(H * P, T(0)), sums(4 * H * P), openness(H * P);
-  PanelGate<T, NV> gate;
+  Buffer<T> state(H * P), cell(H * P, T(0)), fresh(2 * H * P);
   EventGates<T> gates(layer, 0, layer.events.shared ? layer.events.count : 0, layer.reverse, false);
   for (int64_t index = begin; index < end; ++index) {
     const Panel<T, NV> panel(layer, index);
@@ -41,18 +39,52 @@ void forward_panels(const Layer<T>& layer, const Forward<T>& run, const T* packe
       for (int64_t e = 0, n; e < count; e += n) {
         n = std::min<int64_t>(count - e, kUnitBlock<NV>);
         with_number<kUnitBlock<NV>>(n, [&](auto number) {
-          block_sums<T, G, NV, number()>(layer, packing, packed, first + e, features, state.data(), &sums[e * 4 * P]);
+          constexpr int B = number();
+          Vec<T> sums[B][4][NV];
+          block_sums<T, G, NV, B>(layer, packing, packed, first + e, features, state.data(), sums);
+          PanelGate<T, NV> gate[B];
+          int64_t units[B];
+          for (int b = 0; b < B; ++b) {
+            units[b] = unit_of(layer, first + e + b);
+            gate[b].fill(layer, panel, t, units[b], shared, e + b);
+          }
+          // The vectors of all units of the block go side by side.
+          const auto every = [](const auto& f) {
+            return vectors<T, B * NV>([&](int j) { return f(j / NV, j % NV); });
+          };
+          using W = Vecs<T, B * NV>;
+          const auto of_unit = [&](const Buffer<T>& from) {
+            return every([&](int b, int v) { return load(&from[units[b] * P + v * lanes]); });
+          };
+          const auto sum = [&](int slot) { return every([&](int b, int v) { return sums[b][slot][v]; }); };
+          const auto weight = [&](int j) {
+            return layer.peephole ? every([&](int b, int) { return peephole_of(layer, units[b], j); }) : W{};
+          };
+          const State<W> old{of_unit(state), Lstm ? of_unit(cell) : W{}};
+          const W k = every([&](int b, int v) { return gate[b].at[v].k; });
+          W values[4] = {sum(0), sum(1), sum(2), sum(3)};
+          State<W> after;
+          if constexpr (Lstm)
+            after = lstm_step(values, {weight(0), weight(1), weight(2)}, k, old);
+          else
+            after = gru_step(values, k, old);
+          const auto put = [&](const W& from, T* to, int64_t stride) {
+            for_vectors(from, [&](int j, Vec<T> of) { store(to + j / NV * stride + j % NV * lanes, of); });
+          };
+          put(after.h, &fresh[e * P], P);
+          if (Lstm) put(after.c, &fresh[(H + e) * P], P);
+          if (!run.tape) return;
+          T* tape = run.tape + (index * events_in_row(layer) + place_in_row(layer, t, first + e)) * fields * P;
+          for (int slot = 0; slot < 4; ++slot) put(values[slot], tape + slot * P, fields * P);
+          put(old.h, tape + 4 * P, fields * P);
+          if (Lstm) put(old.c, tape + 5 * P, fields * P);
         });
       }
       for (int64_t e = 0; e < count; ++e) {
-        const bool alike = layer.events.shared && !layer.lengths && panel.count == P;
-        if (!alike) gate.fill(layer, panel, t, unit_of(layer, first + e), shared, e);
-        for (int v = 0; v < NV; ++v)
-          store(&openness[e * P + v * lanes], alike ? splat(shared.k[e]) : gate.at[v].k);
+        const int64_t u = unit_of(layer, first + e);
+        std::copy_n(&fresh[e * P], P, &state[u * P]);
+        if (Lstm) std::copy_n(&fresh[(H + e) * P], P, &cell[u * P]);
       }
-      step_panel<T, Lstm>(
-          layer, P, first, count, sums.data(), openness.data(), state.data(), cell.data(),
-          run.tape ? run.tape + (index * events_in_row(layer) + place_in_row(layer, t, first)) * fields * P : nullptr);
       if (run.output) {
         for (int64_t lane = 0; lane < panel.count; ++lane) {
           const int64_t row = panel.first + lane;
