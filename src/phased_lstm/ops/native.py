@@ -199,17 +199,12 @@ def layer_of_parameters(
         output or None, h_n and, of an LSTM, c_n.
     """
     h0, c0 = states if len(states) == 2 else (states[0], None)
-    tensors = []
-    keep = torch.is_grad_enabled()
-    wanted = False
-    for tensor in (input, times, lengths, h0, c0, *weights, *(peepholes or _NO_PEEPHOLES), *gate):
-        if tensor is not None:
-            tensor = tensor.contiguous()
-            wanted = wanted or (keep and tensor.requires_grad)
-        tensors.append(tensor)
+    tensors = (input, times, lengths, h0, c0, *weights, *(peepholes or _NO_PEEPHOLES), *gate)
     options = (leak, OSCILLATIONS.index(oscillation), reverse, return_sequence)
-    if wanted:
-        output, h_n, c_n = _LayerOfParameters.apply((values, options, layered), *tensors)
+    if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors):
+        # The operator takes strided tensors as well, but would copy them once more on the way back.
+        dense = (None if tensor is None else tensor.contiguous() for tensor in tensors)
+        output, h_n, c_n = _LayerOfParameters.apply((values, options, layered), *dense)
     else:
         output, h_n, c_n, *_ = _run(_operands(tensors), values, options, False, layered)
     results = (output if return_sequence else None, h_n)
