@@ -278,9 +278,7 @@ def assert_events_are_those_of_the_reference(
     clear = (wanted - 0.2).abs() > 1e-9
     for dtype, tolerance in ((torch.float64, 1e-9), (torch.float32, 1e-7)):
         found = events_of(times * unit_of_time, values, dtype)
-        torch.testing.assert_close(
-            found[clear], torch.where(wanted < 0.2, wanted, -1.0)[clear], rtol=0, atol=tolerance
-        )
+        torch.testing.assert_close(found[clear], torch.where(wanted < 0.2, wanted, -1.0)[clear], rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
@@ -462,7 +460,9 @@ def raw_call(name: str) -> Any:
         "offsets beyond the events": lambda: backward((few[0] * 2, *few[1:]), 1),
         "offsets that fall": lambda: backward((torch.tensor([[0, 1, 0, 1], [1, 1, 1, 1]]), *few[1:]), 1),
         "a unit twice in a step": lambda: backward(twice, 2),
-        "units that fall within a step": lambda: backward((twice[0], torch.tensor([3, 2], dtype=torch.int32), twice[2]), 2),
+        "units that fall within a step": lambda: backward(
+            (twice[0], torch.tensor([3, 2], dtype=torch.int32), twice[2]), 2
+        ),
         "units that fall within a step, and between": lambda: backward(fall, 4),
         "offsets of two rows that do not meet": lambda: backward((apart, *twice[1:]), 2),
         "phases of another number": lambda: backward((*few[:2], torch.zeros(3)), 1),

@@ -45,7 +45,7 @@ def squashed_by_units(values: Tensor, batch: int) -> tuple[Tensor, Tensor]:
 
 
 def largest_errors(batch: int) -> dict[str, float]:
-    """The largest error of each kind that csrc/elementary.h bounds, over dense grids; infinite where a limit is wrong."""
+    """The largest error of each kind that elementary.h bounds, over dense grids; infinite where a limit is wrong."""
     small = torch.logspace(-37, 0, 2000, dtype=torch.float64).float()
     near = torch.cat([torch.linspace(0, 1, 2000), torch.linspace(1, 20, 2000), torch.linspace(20, 80, 1000), small])
     far = torch.cat([torch.linspace(80, 1000, 500)[1:], torch.logspace(3, 38, 200), torch.tensor([LARGEST, math.inf])])
