@@ -459,6 +459,7 @@ def raw_call(name: str) -> Any:
         "unit out of range": lambda: backward((few[0], few[1] + 1, few[2]), 1),
         "offsets beyond the events": lambda: backward((few[0] * 2, *few[1:]), 1),
         "offsets that fall": lambda: backward((torch.tensor([[0, 1, 0, 1], [1, 1, 1, 1]]), *few[1:]), 1),
+        "an offset of -2**63": lambda: backward((torch.tensor([[0, 1, -(2**63), 1], [1, 1, 1, 1]]), *few[1:]), 1),
         "a unit twice in a step": lambda: backward(twice, 2),
         "units that fall within a step": lambda: backward(
             (twice[0], torch.tensor([3, 2], dtype=torch.int32), twice[2]), 2
@@ -492,6 +493,7 @@ def raw_call(name: str) -> Any:
         ("unit out of range", "units should be from 0 to H - 1"),
         ("offsets beyond the events", "offsets should span all events"),
         ("offsets that fall", "offsets should rise by at most H a step"),
+        ("an offset of -2**63", "offsets should rise by at most H a step"),
         ("a unit twice in a step", "units should rise within a step"),
         ("units that fall within a step", "units should rise within a step"),
         ("units that fall within a step, and between", "units should rise within a step"),
@@ -507,6 +509,22 @@ def test_operators_check_their_arguments(name: str, message: str) -> None:
     """Whatever is handed to the raw operators is an error, not a read past an array."""
     with pytest.raises(RuntimeError, match=message):
         raw_call(name)()
+
+
+def test_units_may_fall_or_repeat_from_step_to_step() -> None:
+    """With empty steps between, and from row to row. What is refused next is the tape, which is of other events."""
+    events = (
+        torch.tensor([[0, 1, 1, 2], [2, 4, 4, 5]]),
+        torch.tensor([3, 3, 1, 4, 0], dtype=torch.int32),
+        torch.zeros(5),
+    )
+    one = torch.ones(5, dtype=torch.float64)
+    weights, h = (torch.zeros(20, 4), torch.zeros(20, 5), None, None, None), torch.zeros(2, 5)
+    with pytest.raises(RuntimeError, match="tape: size 2 in dimension 0, expected 5"):
+        torch.ops.phased_lstm.layer_backward(
+            torch.zeros(2, 3, 4), torch.zeros(2, 3).double(), None, *weights, one, one, one, 0.0, 0, False, h,
+            torch.zeros(2, 6), *events, None, h, h, False, True,
+        )  # fmt: skip
 
 
 def test_auto_takes_the_native_backend_where_it_serves() -> None:

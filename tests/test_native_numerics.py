@@ -25,9 +25,14 @@ LARGEST = torch.finfo(torch.float32).max
 
 
 def squashed(values: Tensor, batch: int) -> tuple[Tensor, Tensor]:
-    """Sigmoid and tanh of each value, as the kernels for sequences alone (batch 1) or panels (batch 4) compute them."""
+    """Sigmoid and tanh of each value, as the kernels for sequences alone (batch 1) or panels (from 4) compute them."""
     sigmoid, tanh = zip(*(squashed_by_units(part, batch) for part in values.split(250)), strict=True)
     return torch.cat(sigmoid).double(), torch.cat(tanh).double()
+
+
+def lanes() -> int:
+    """Floats in a vector."""
+    return {"baseline": 4, "avx2": 8, "avx512": 16}[native.instruction_set()]
 
 
 def squashed_by_units(values: Tensor, batch: int) -> tuple[Tensor, Tensor]:
@@ -38,7 +43,13 @@ def squashed_by_units(values: Tensor, batch: int) -> tuple[Tensor, Tensor]:
     *_, tape, _, _, _ = torch.ops.phased_lstm.layer(
         torch.ones(batch, 1, 1), one[:1], None, state, state, *weights, one, one, one, 0.0, 1, False, False, True
     )
-    i, f, g, o, *_ = tape.view(6, units) if batch == 1 else tape.view(units, 6, -1)[:, :, batch - 1].T
+    if batch == 1:
+        i, f, g, o, *_ = tape.view(6, units)
+    else:
+        # Panels are one, two or four vectors wide, two panels or more where the batch allows.
+        width = lanes() * max(n for n in (1, 2, 4) if n == 1 or batch >= 2 * n * lanes())
+        last = tape.view(-1, units, 6, width)[(batch - 1) // width, ..., (batch - 1) % width]
+        i, f, g, o, *_ = last.T
     for other in (f, o):
         torch.testing.assert_close(other, i, rtol=0, atol=0, equal_nan=True)
     return i, g
@@ -47,7 +58,7 @@ def squashed_by_units(values: Tensor, batch: int) -> tuple[Tensor, Tensor]:
 def largest_errors(batch: int) -> dict[str, float]:
     """The largest error of each kind that elementary.h bounds, over dense grids; infinite where a limit is wrong."""
     small = torch.logspace(-37, 0, 2000, dtype=torch.float64).float()
-    near = torch.cat([torch.linspace(0, 1, 2000), torch.linspace(1, 20, 2000), torch.linspace(20, 80, 1000), small])
+    near = torch.cat([torch.linspace(0, 1, 2000), torch.linspace(1, 20, 2000), torch.linspace(20, 80, 3000), small])
     far = torch.cat([torch.linspace(80, 1000, 500)[1:], torch.logspace(3, 38, 200), torch.tensor([LARGEST, math.inf])])
     near, far = torch.cat([near, -near]), torch.cat([far, -far])
 
@@ -70,8 +81,9 @@ def test_elementary_functions_keep_their_stated_errors(isa: str) -> None:
     script = (
         "import json, math, torch, test_native_numerics as t\n"
         "torch.set_num_threads(1)\n"
-        "nans = [value.isnan().all().item() for b in (1, 4) for value in t.squashed(torch.full((9,), math.nan), b)]\n"
-        "print(json.dumps([nans, t.largest_errors(1), t.largest_errors(4)]))\n"
+        "batches = 1, 4, 4 * t.lanes(), 8 * t.lanes()\n"
+        "nans = [value.isnan().all().item() for b in batches for value in t.squashed(torch.full((9,), math.nan), b)]\n"
+        "print(json.dumps([nans, *map(t.largest_errors, batches)]))\n"
     )
     nans, *found = json.loads(in_a_process_with(isa, script))
     assert all(nans)

@@ -151,7 +151,8 @@ PHASED_LSTM_INLINE V plus_logarithms(V x, V n) {
 // Adding 1.5 * 2^23 rounds to an integer.
 constexpr float kRounding = 12582912.0f;
 
-// 1 / (1 + e^-x), relative error below 4e-7 for |x| up to 80, absolute error below 2e-35 beyond.
+// 1 / (1 + e^-x), relative error below 4e-7 for |x| up to 80 (near -80 by little: of all floats from there to -70 the
+// largest error is 3.994e-7), absolute error below 2e-35 beyond.
 template <typename V>
 requires kOfFloats<V>
 PHASED_LSTM_INLINE V vsigmoid(V x) {

@@ -169,10 +169,9 @@ Events<T> checked_events(const Tensor& offsets, const Tensor& event_units, const
   for (int64_t row = 0; row < rows; ++row) {
     const int64_t* of_row = starts + row * (steps + 1);
     rising &= row == 0 || of_row[0] == of_row[-1];
-    for (int64_t t = 0; t < steps; ++t) {
-      const int64_t found = of_row[t + 1] - of_row[t];
-      rising &= found >= 0 && found <= hidden;
-    }
+    // Unsigned, as whatever was handed in must not overflow; what falls is then far above.
+    for (int64_t t = 0; t < steps; ++t)
+      rising &= static_cast<uint64_t>(of_row[t + 1]) - static_cast<uint64_t>(of_row[t]) <= static_cast<uint64_t>(hidden);
   }
   STD_TORCH_CHECK(rising, "offsets should rise by at most H a step");
   const auto* units = static_cast<const int32_t*>(event_units.const_data_ptr());

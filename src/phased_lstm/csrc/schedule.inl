@@ -75,7 +75,8 @@ class Candidates {
     }
   }
 
-  // Writes the numbers of the candidates, and returns the end.
+  // Writes the numbers of the candidates, and returns the end. A phase that came of an infinity, as 1 / tau may be one in
+  // a float, is 0 or no number, and a candidate either way.
   int32_t* put(double time, int32_t* to) {
     const Vec<float> since = splat(static_cast<float>(std::clamp(time - origin_, -kWidestSpan, kWidestSpan)));
     const float *inverse = constants(), *behind = inverse + width_, *limit = behind + width_;
