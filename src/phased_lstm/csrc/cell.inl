@@ -2,6 +2,8 @@
 // their derivatives. All walks over the events, by rows, one sequence after the other and by panels, end here.
 #pragma once
 
+#include <cmath>
+
 #include "elementary.h"
 #include "kernels.h"
 #include "simd.h"
@@ -15,6 +17,15 @@ template <typename T>
 struct Gate {
   Vec<T> k, slope, in_ratio;
 };
+
+// The library's own functions, lane by lane. Not inlined, as gates are made in many places.
+template <typename T>
+__attribute__((noinline)) void sine_and_cosine(const T* x, T* sine, T* cosine) {
+  for (int i = 0; i < Simd<T>::kLanes; ++i) {
+    sine[i] = std::sin(x[i]);
+    cosine[i] = std::cos(x[i]);
+  }
+}
 
 // Without a leak all events are open, also those whose phase was rounded up to the ratio.
 template <typename T>
@@ -34,11 +45,10 @@ inline Gate<T> gate_at(Vec<T> phase, Vec<T> ratio, T leak, Oscillation oscillati
   } else {
     // (1 - cos 2x) / 2 = sin^2 x, which does not cancel at the ends.
     constexpr T half_turn = T(3.1415926535897932384626433832795);
-    V sine, cosine;
-    for (int i = 0; i < Simd<T>::kLanes; ++i) {
-      sine[i] = std::sin(half_turn * progress[i]);
-      cosine[i] = std::cos(half_turn * progress[i]);
-    }
+    T angles[Simd<T>::kLanes], sines[Simd<T>::kLanes], cosines[Simd<T>::kLanes];
+    store(angles, half_turn * progress);
+    sine_and_cosine(angles, sines, cosines);
+    const V sine = load<T>(sines), cosine = load<T>(cosines);
     gate.slope = 2 * half_turn * sine * cosine / ratio;
     gate.k = sine * sine;
     gate.in_ratio = -gate.slope * progress;
