@@ -186,6 +186,11 @@ def test_a_row_is_the_same_in_every_batch_when_all_units_are_open(phased: Any, h
             assert_same_bits(flatten(rnn(x[:count], few, times[:count])), at_rows(whole, slice(count)))
 
 
+def keeps_products(rows: int | None, shared: bool, leak: float = 0.0) -> bool:
+    """Whether units keep their products while they stay open, so that rounding depends on where a call begins."""
+    return rows is not None and rows >= 4 and shared and not leak
+
+
 def in_chunks(rnn: Any, x: Tensor, times: Tensor, edges: list[int]) -> list[Tensor]:
     pieces, state = [], None
     for start, stop in pairwise(edges):
@@ -195,6 +200,8 @@ def in_chunks(rnn: Any, x: Tensor, times: Tensor, edges: list[int]) -> list[Tens
 
 
 CHUNKINGS = ([0, 13, 40], [0, 1, 2, 40], [0, 39, 40], list(range(41)))
+# Steps after which products are made anew, where units keep them while they stay open: panels with shared times.
+ANCHOR = 16
 
 
 @PHASED
@@ -210,7 +217,12 @@ def test_chunks_that_carry_the_state_give_the_bits_of_one_pass(
     times = times[0] if shared else times
     whole = flatten(rnn(x, times=times))
     for edges in CHUNKINGS:
-        assert_same_bits(in_chunks(rnn, x, times, edges), whole)
+        found = in_chunks(rnn, x, times, edges)
+        if keeps_products(rows, shared, leak):
+            assert_near(found, whole, TOLERANCES[torch.float32][0])
+        else:
+            assert_same_bits(found, whole)
+    assert_same_bits(in_chunks(rnn, x, times, [0, ANCHOR, 2 * ANCHOR, 40]), whole)
 
 
 @PHASED

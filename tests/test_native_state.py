@@ -11,7 +11,7 @@ import torch
 import torch.nn.utils.prune
 from test_layers import flatten
 from test_native import TOLERANCES, assert_near
-from test_native_numerics import OPTIONS, PHASED, assert_same_bits, many_rows
+from test_native_numerics import OPTIONS, PHASED, assert_same_bits, keeps_products, many_rows
 from torch import Tensor
 
 from phased_lstm import PhasedGRU, PhasedGRUCell, PhasedLSTM, PhasedLSTMCell
@@ -190,7 +190,7 @@ def test_final_states_changed_in_place_give_right_gradients_or_an_error(layers: 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("origin", [0, 7])
 @torch.no_grad()
-def test_the_quick_step_is_the_layer_and_the_ordinary_step_bit_for_bit(
+def test_the_quick_step_is_the_ordinary_step_and_the_layer(
     kind: str, rows: int | None, dtype: torch.dtype, origin: int
 ) -> None:
     cell, rnn = cell_and_layer(kind, dtype, origin)
@@ -214,8 +214,12 @@ def test_the_quick_step_is_the_layer_and_the_ordinary_step_bit_for_bit(
     assert_same_bits(list(as_tuple(with_gradients)), list(as_tuple(quick)))
     steps_first = torch.stack(outputs)
     whole, *states = flatten(rnn(x if rows is None else x.transpose(0, 1), times=times))
-    assert_same_bits([whole if rows is None else whole.transpose(0, 1)], [steps_first])
-    assert_same_bits([state[0] for state in states], list(as_tuple(quick)))
+    layer = [whole if rows is None else whole.transpose(0, 1), *(state[0] for state in states)]
+    steps = [steps_first, *as_tuple(quick)]
+    if keeps_products(rows, True):
+        assert_near(layer, steps, TOLERANCES[dtype][0])
+    else:
+        assert_same_bits(layer, steps)
     assert steps_first.any()
 
 

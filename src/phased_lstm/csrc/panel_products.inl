@@ -19,10 +19,10 @@ constexpr int kUnitBlock = std::max(1, (kFloatLanes == 16 ? 4 : 2) / NV);
 template <int NV>
 constexpr int kAtOnce = kFloatLanes == 16 ? NV : std::min(NV, 2);
 
-// sums[b][slots[g]][v] += sum_k rows[b][g][k] columns[k][v] for the units b of a block, columns being (width, P).
-template <typename T, int G, int NV, int B>
+// sums[b][slots[g]][v] += sum_k rows[b][g][place(k)] columns[k][v] for the units b of a block, columns being (width, P).
+template <typename T, int G, int NV, int B, typename Place>
 inline void multiply(const T* const (&rows)[B], int64_t stride, const int (&slots)[G], const T* columns, int64_t width,
-                     Vec<T> (*sums)[4][NV]) {
+                     const Place& place, Vec<T> (*sums)[4][NV]) {
   constexpr int lanes = Simd<T>::kLanes, M = kAtOnce<NV>;
   for (int from = 0; from < NV; from += M) {
     Vec<T> total[B][G][M];
@@ -32,9 +32,10 @@ inline void multiply(const T* const (&rows)[B], int64_t stride, const int (&slot
     for (int64_t k = 0; k < width; ++k) {
       Vec<T> x[M];
       for (int v = 0; v < M; ++v) x[v] = load(columns + k * kPanelRows<T, NV> + (from + v) * lanes);
+      const int64_t at = place(k);
       for (int b = 0; b < B; ++b)
         for (int g = 0; g < G; ++g) {
-          const Vec<T> w = splat(rows[b][g * stride + k]);
+          const Vec<T> w = splat(rows[b][g * stride + at]);
           for (int v = 0; v < M; ++v) total[b][g][v] += w * x[v];
         }
     }
@@ -42,23 +43,6 @@ inline void multiply(const T* const (&rows)[B], int64_t stride, const int (&slot
       for (int g = 0; g < G; ++g)
         for (int v = 0; v < M; ++v) sums[b][slots[g]][from + v] = total[b][g][v];
   }
-}
-
-// The sums of events first .. first + B of a step.
-template <typename T, int G, int NV, int B>
-inline void block_sums(const Layer<T>& layer, const Packing<T, G>& packing, const T* packed, int64_t first,
-                       const T* features, const T* state, Vec<T> (*sums)[4][NV]) {
-  const T *of_input[B], *of_state[B];
-  for (int b = 0; b < B; ++b) {
-    const int64_t u = unit_of(layer, first + b);
-    const T* head = packing.head_of(packed, u);
-    for (int slot = 0; slot < 4; ++slot)
-      for (int v = 0; v < NV; ++v) sums[b][slot][v] = splat(head[slot]);
-    of_input[b] = packing.input_rows(packed, u);
-    of_state[b] = packing.state_rows(packed, u);
-  }
-  multiply<T, G, NV, B>(of_input, packing.row(), kInputSlots<G>, features, layer.inputs, sums);
-  multiply<T, G, NV, B>(of_state, packing.row(), kStateSlots<G>, state, layer.units, sums);
 }
 
 // drows[g][j] += sum_rows d[slots[g]][row] x[row][j], x being (P, width), for NC vectors of columns from j on.

@@ -13,6 +13,7 @@
 #include "schedule.inl"
 #include "simd.h"
 #include "single.inl"
+#include "state_products.inl"
 
 namespace {
 
@@ -24,30 +25,34 @@ void forward_panels(const Layer<T>& layer, const Forward<T>& run, const T* packe
   const int64_t H = layer.units;
   Buffer<T> state(H * P), cell(H * P, T(0)), fresh(2 * H * P);
   EventGates<T> gates(layer, 0, layer.events.shared ? layer.events.count : 0, layer.reverse, false);
+  StateProducts<T, G, NV> products(layer);
   for (int64_t index = begin; index < end; ++index) {
     const Panel<T, NV> panel(layer, index);
     InputColumns<T, NV> columns(layer, panel);
     transpose_in(run.h0, panel, H, state.data());
     if (Lstm) transpose_in(run.c0, panel, H, cell.data());
     const int64_t steps = longest(layer, panel);
+    products.begin(state.data());
     for (int64_t step = 0; step < steps; ++step) {
       const int64_t t = layer.reverse ? steps - 1 - step : step;
       int64_t first;
       const int64_t count = events_at(layer, t, &first);
       const T* features = count ? columns.at(t) : nullptr;
       const auto shared = gates.at(first, layer.events.shared ? count : 0);
-      for (int64_t e = 0, n; e < count; e += n) {
-        n = std::min<int64_t>(count - e, kUnitBlock<NV>);
+      const int64_t anew = products.advance(first, count);
+      for (int64_t at = 0, n; at < count; at += n) {
+        n = std::min<int64_t>((at < anew ? anew : count) - at, kUnitBlock<NV>);
         with_number<kUnitBlock<NV>>(n, [&](auto number) {
           constexpr int B = number();
           Vec<T> sums[B][4][NV];
-          block_sums<T, G, NV, B>(layer, packing, packed, first + e, features, state.data(), sums);
           PanelGate<T, NV> gate[B];
+          const int32_t* e = products.order() + at;
           int64_t units[B];
           for (int b = 0; b < B; ++b) {
-            units[b] = unit_of(layer, first + e + b);
-            gate[b].fill(layer, panel, t, units[b], shared, e + b);
+            units[b] = unit_of(layer, first + e[b]);
+            gate[b].fill(layer, panel, t, units[b], shared, e[b]);
           }
+          block_sums<T, G, NV, B>(layer, packing, packed, units, features, products, at < anew, sums);
           // The vectors of all units of the block go side by side.
           const auto every = [](const auto& f) {
             return vectors<T, B * NV>([&](int j) { return f(j / NV, j % NV); });
@@ -69,22 +74,20 @@ void forward_panels(const Layer<T>& layer, const Forward<T>& run, const T* packe
           else
             after = gru_step(values, k, old);
           const auto put = [&](const W& from, T* to, int64_t stride) {
-            for_vectors(from, [&](int j, Vec<T> of) { store(to + j / NV * stride + j % NV * lanes, of); });
+            for_vectors(from, [&](int j, Vec<T> of) { store(to + e[j / NV] * stride + j % NV * lanes, of); });
           };
-          put(after.h, &fresh[e * P], P);
-          if (Lstm) put(after.c, &fresh[(H + e) * P], P);
+          put(after.h, fresh.data(), P);
+          if (Lstm) put(after.c, &fresh[H * P], P);
           if (!run.tape) return;
-          T* tape = run.tape + (index * events_in_row(layer) + place_in_row(layer, t, first + e)) * fields * P;
+          T* tape = run.tape + (index * events_in_row(layer) + place_in_row(layer, t, first)) * fields * P;
           for (int slot = 0; slot < 4; ++slot) put(values[slot], tape + slot * P, fields * P);
           put(old.h, tape + 4 * P, fields * P);
           if (Lstm) put(old.c, tape + 5 * P, fields * P);
         });
       }
-      for (int64_t e = 0; e < count; ++e) {
-        const int64_t u = unit_of(layer, first + e);
-        std::copy_n(&fresh[e * P], P, &state[u * P]);
-        if (Lstm) std::copy_n(&fresh[(H + e) * P], P, &cell[u * P]);
-      }
+      products.replace(first, count, fresh.data(), state.data());
+      for (int64_t e = 0; e < count && Lstm; ++e)
+        std::copy_n(&fresh[(H + e) * P], P, &cell[unit_of(layer, first + e) * P]);
       if (run.output) {
         for (int64_t lane = 0; lane < panel.count; ++lane) {
           const int64_t row = panel.first + lane;

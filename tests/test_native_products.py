@@ -1,0 +1,99 @@
+"""Products that units keep while they stay open, with times that sequences share: right, and right for long."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import pytest
+import torch
+from test_native import PLAIN, TOLERANCES, in_a_process_with, leaves, run
+from torch import Tensor
+
+from phased_lstm.ops import native, reference
+
+pytestmark = pytest.mark.skipif(bool(native.missing()), reason=f"native kernels: {native.missing()}")
+
+LSTM = pytest.mark.parametrize("lstm", [True, False], ids=["lstm", "gru"])
+
+
+def slow_units(lstm: bool, sizes: tuple[int, int, int, int], periods: tuple[float, float]) -> list[Tensor]:
+    """Operands whose units stay open for many steps of 1, a quarter of them at a time."""
+    values = leaves(lstm, sizes, True, False)
+    _, steps, _, hidden = sizes
+    for index in range(4, 7) if lstm else range(3, 7):
+        values[index] = (torch.rand_like(values[index]) * 2 - 1) / math.sqrt(hidden)
+    values[1] = torch.arange(steps, dtype=torch.float64)
+    # Spread evenly, so that at all times more than half of the units are closed.
+    values[7] = torch.linspace(*periods, hidden).double()
+    values[8] = (values[7] * torch.arange(hidden) * 0.618).float().double()
+    values[9] = torch.full_like(values[9], 0.25)
+    return values
+
+
+def errors(lstm: bool, sizes: tuple[int, int, int, int], dtype: torch.dtype, **options: Any) -> list[float]:
+    """The largest errors of outputs and of gradients, relative to the largest entry of each."""
+    values = slow_units(lstm, sizes, (30.0, 300.0))
+    cast = [value if index == 1 else value.to(dtype) for index, value in enumerate(values)]
+    found = run(native, cast, lstm, **PLAIN | options)
+    wanted = run(reference, [value.double() for value in cast], lstm, **PLAIN | options)
+    return [
+        max(float((a.double() - b).abs().max() / b.abs().max().clamp(min=1e-3)) for a, b in zip(*both, strict=True))
+        for both in zip(found, wanted, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+@LSTM
+def test_units_that_stay_open_agree_with_the_reference(isa: str, lstm: bool) -> None:
+    """Panels of one, two and four vectors, whole and ragged, in both directions."""
+    script = (
+        "import json, torch, test_native_products as t\n"
+        "torch.set_num_threads(1)\n"
+        "found = []\n"
+        "for batch in 5, 64, 130:\n"
+        "    lengths = torch.arange(batch) * 37 % 91\n"
+        "    for dtype in torch.float32, torch.float64:\n"
+        "        for options in {}, {'reverse': True}, {'lengths': lengths}, {'lengths': lengths, 'reverse': True}:\n"
+        f"            found.append([str(dtype), *t.errors({lstm}, (batch, 90, 3, 21), dtype, **options)])\n"
+        "print(json.dumps(found))\n"
+    )
+    found = json.loads(in_a_process_with(isa, script))
+    assert len(found) == 24
+    tolerances = {str(dtype): both for dtype, both in TOLERANCES.items()}
+    for dtype, in_outputs, in_gradients in found:
+        assert in_outputs <= tolerances[dtype][0], found
+        assert in_gradients <= tolerances[dtype][1], found
+
+
+@LSTM
+def test_what_is_kept_does_not_drift(lstm: bool) -> None:
+    """Units are open for up to 10,000 steps on end."""
+    values = [value.float() for value in slow_units(lstm, (5, 20_000, 3, 128), (8000.0, 40_000.0))]
+    with torch.no_grad():
+        found = call(native, values, lstm)
+        wanted = call(reference, [value.double() for value in values], lstm)
+    for got, exact in zip(found, wanted, strict=True):
+        assert (got - exact).abs().max() <= TOLERANCES[torch.float32][0] * exact.abs().max()
+
+
+def test_a_large_state_leaves_no_rounding_behind() -> None:
+    """The first step of a square gate replaces a state whole; what it was must not be felt any more."""
+    values = [value.float() for value in slow_units(True, (5, 12, 3, 32), (1000.0, 2000.0))]
+    open_units = (values[1][0] - values[8]).remainder(values[7]) < 0.25 * values[7]
+    assert 2 < open_units.sum() < 16
+    values[2][:, open_units] *= 1e5
+    # Else the cell would carry the rounding of the first step's own products on.
+    values[6][32:64] = -30
+    with torch.no_grad():
+        found = call(native, values, True, oscillation="square")
+        wanted = call(reference, [value.double() for value in values], True, oscillation="square")
+    assert wanted[0][:, 0].abs().max() < 5
+    torch.testing.assert_close(found[0][:, 8:].double(), wanted[0][:, 8:], rtol=0, atol=2e-6)
+
+
+def call(module: Any, values: list[Tensor], lstm: bool, **options: Any) -> list[Tensor]:
+    if lstm:
+        return list(module.phased_lstm(*values, peephole=None, **PLAIN | options))
+    return list(module.phased_gru(*values, **PLAIN | options))
