@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import os
 import platform
 import re
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor
 
 import phased_lstm
-from phased_lstm import PhasedLSTM, TimeGate, functional
+from phased_lstm import PhasedLSTM, functional
 from phased_lstm._checks import OSCILLATIONS
 from phased_lstm.ops import native, reference, registry
 
@@ -252,84 +251,6 @@ def test_units_that_never_open_get_zero_gradients_and_keep_their_state(rows: int
         assert not gradients[index].any()
 
 
-def events_of(times: Tensor, gate: tuple[Tensor, Tensor, Tensor], dtype: torch.dtype) -> Tensor:
-    """The phases (N, L, H) that the forward pass of a GRU finds for its events, as float64; -1 where there is none."""
-    (batch, steps), units = times.shape, len(gate[0])
-    weights = (torch.zeros(3 * units, 1, dtype=dtype), torch.zeros(3 * units, units, dtype=dtype), None, None, None)
-    *_, offsets, of_event, phases = torch.ops.phased_lstm.layer(
-        torch.zeros(batch, steps, 1, dtype=dtype), times, None, torch.zeros(batch, units, dtype=dtype), None, *weights,
-        *gate, 0.0, 0, False, False, True,
-    )  # fmt: skip
-    found = torch.full((batch * steps, units), -1.0, dtype=torch.float64)
-    of_step = torch.arange(batch * steps).repeat_interleave(offsets.diff(dim=1).flatten())
-    found[of_step, of_event.long()] = phases.double()
-    return found.view(batch, steps, units)
-
-
-def assert_events_are_those_of_the_reference(
-    scale: float, ordered: bool, unit_of_time: float = 1.0, units: int = 33
-) -> None:
-    """For times of that size; a unit of time that is a power of two changes no phase."""
-    gate = TimeGate(units, ratio_on=0.2, dtype=torch.float64)
-    times = torch.randn(2, 200, dtype=torch.float64) * scale
-    times = times.sort(-1).values if ordered else times
-    values = tuple(v.detach() for v in (gate.period * unit_of_time, gate.shift * unit_of_time, gate.ratio_on))
-    wanted = gate.phase(times)
-    clear = (wanted - 0.2).abs() > 1e-9
-    for dtype, tolerance in ((torch.float64, 1e-9), (torch.float32, 1e-7)):
-        found = events_of(times * unit_of_time, values, dtype)
-        torch.testing.assert_close(found[clear], torch.where(wanted < 0.2, wanted, -1.0)[clear], rtol=0, atol=tolerance)
-
-
-@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
-def test_events_are_those_of_the_reference_at_any_scale_of_time(isa: str) -> None:
-    script = (
-        "import torch, test_native as t\n"
-        "torch.manual_seed(0)\n"
-        "for ordered in (False, True):\n"
-        "    for scale in (1e-3, 1.0, 1e3, 1e6, 1e9, 1e15, 1e30, 2.0**70):\n"
-        "        t.assert_events_are_those_of_the_reference(scale, ordered)\n"
-        "    for power in (-900, -140, -100, 100, 140, 900):\n"
-        "        t.assert_events_are_those_of_the_reference(1e3, ordered, 2.0**power)\n"
-        "        t.assert_events_are_those_of_the_reference(1e7, ordered, 2.0**power)\n"
-    )
-    in_a_process_with(isa, script)
-
-
-def assert_closed_candidates_are_left_out() -> None:
-    """Phases that single precision cannot tell from the ratio: every other time is open by 2**-40, or closed."""
-    gate = tuple(torch.full((21,), value, dtype=torch.float64) for value in (1.0, 0.0, 0.25))
-    edges = torch.arange(400, dtype=torch.float64) % 7 + 0.25
-    for sign in (-1, 1):
-        closed = torch.arange(400) % 2 == (0 if sign > 0 else 1)
-        found = events_of((edges + torch.where(closed, 1, -1) * 2.0**-40).expand(3, 400), gate, torch.float32)
-        wanted = torch.where(closed, -1.0, 0.25).unsqueeze(-1).expand(3, 400, 21).double()
-        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-7)
-    # Two in three times are no float64, and need exact arithmetic. One of them is before the ratio.
-    times = 2**58 + 65 * (torch.arange(400) % 3 - 1) + torch.arange(400) % 4 * 2**60
-    gate = tuple(torch.full((21,), value, dtype=torch.float64) for value in (2.0**60, 0.0, 0.25))
-    found = events_of(times.expand(3, 400), gate, torch.float32)
-    wanted = torch.where(torch.arange(400) % 3 == 0, 0.25, -1.0).unsqueeze(-1).expand(3, 400, 21).double()
-    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-7)
-
-
-@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
-def test_candidates_that_are_not_open_are_left_out(isa: str) -> None:
-    in_a_process_with(isa, "import test_native as t\nt.assert_closed_candidates_are_left_out()\n")
-
-
-@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
-def test_events_of_wide_layers_are_those_of_the_reference(isa: str) -> None:
-    """The more units, the fewer steps are searched at once."""
-    script = (
-        "import torch, test_native as t\n"
-        "torch.manual_seed(0)\n"
-        "for units in (1, 300, 700, 2100):\n"
-        "    t.assert_events_are_those_of_the_reference(1e3, True, units=units)\n"
-    )
-    in_a_process_with(isa, script)
-
-
 def test_nanoseconds_beyond_float64_agree_with_the_reference() -> None:
     values = [v.float() for v in leaves(True, (3, 30, 2, 7), False, False)]
     values[1] = 1_700_000_000_000_000_000 + torch.arange(90).reshape(3, 30) * 3
@@ -378,153 +299,6 @@ def test_the_gate_turns_exactly_at_half_the_ratio(
         h_n.sum().backward()
         slopes[backend] = shift.grad.item()
     assert slopes["native"] == pytest.approx(slopes["reference"], rel=1e-5)
-
-
-@pytest.mark.parametrize("lstm", [True, False])
-def test_the_raw_operators_take_strided_tensors(lstm: bool) -> None:
-    """A program that torch.export made calls them as they are."""
-
-    def strided(operands: tuple[Any, ...]) -> tuple[Any, ...]:
-        return tuple(torch.stack([v, v], -1)[..., 0] if isinstance(v, Tensor) else v for v in operands)
-
-    x, times, h0, *rest = leaves(lstm, (5, 6, 3, 4), False, lstm)
-    c0, *weights = rest if lstm else (None, *rest)
-    bias_hh = None if lstm else weights.pop(3)
-    peephole = weights[6] if lstm else None
-    operands = (x, times, torch.tensor([6, 0, 3, 5, 1]), h0, c0, *weights[:3], bias_hh, peephole, *weights[3:6])
-    operands = tuple(None if v is None else v.detach() for v in operands)
-    options = (0.0, 0, False)
-    wanted = torch.ops.phased_lstm.layer(*operands, *options, True, True)
-    got = torch.ops.phased_lstm.layer(*strided(operands), *options, True, True)
-    output, h_n, c_n, *taped = wanted
-    gradients = (torch.randn_like(output), torch.randn_like(h_n), torch.randn_like(c_n) if lstm else None)
-    way_back = (*operands[:3], *operands[5:], *options, h_n, *taped, *gradients)
-    wanted += torch.ops.phased_lstm.layer_backward(*way_back, True, True)
-    got += torch.ops.phased_lstm.layer_backward(*strided(way_back), True, True)
-    assert [name for name, (a, b) in enumerate(zip(got, wanted, strict=True)) if not torch.equal(a, b)] == []
-
-
-def raw_call(name: str) -> Any:
-    """Call a raw operator with one argument out of bounds."""
-    x, h = torch.randn(2, 3, 4), torch.zeros(2, 5)
-    weights = (torch.randn(20, 4), torch.randn(20, 5), None, None, None)
-    one = torch.ones(5, dtype=torch.float64)
-    gate, times = (one, one, one * 0.1), torch.zeros(2, 3, dtype=torch.float64)
-    tail = (0.0, 0, False)
-    none = (torch.zeros(2, 4, dtype=torch.int64), torch.zeros(0, dtype=torch.int32), torch.zeros(0))
-    few = (torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1]]), torch.tensor([4], dtype=torch.int32), torch.zeros(1))
-    twice = (torch.tensor([[0, 2, 2, 2], [2, 2, 2, 2]]), torch.tensor([3, 3], dtype=torch.int32), torch.zeros(2))
-    fall = (torch.tensor([[0, 2, 2, 4], [4, 4, 4, 4]]), torch.tensor([1, 3, 2, 1], dtype=torch.int32), torch.zeros(4))
-    apart = torch.tensor([[0, 1, 1, 1], [2, 2, 2, 2]])
-    ops = torch.ops.phased_lstm
-
-    def forward(x=x, times=times, lengths=None, h=h, weights=weights, gate=gate, tail=tail) -> Any:
-        return ops.layer(x, times, lengths, h, h, *weights, *gate, *tail, True, True)
-
-    def backward(events: Any, tape: int) -> Any:
-        return ops.layer_backward(
-            x, times, None, *weights, *gate, *tail, h, torch.zeros(tape, 6), *events, None, h, h, False, True
-        )
-
-    calls = {
-        "times of rank 3": lambda: forward(times=times.unsqueeze(0)),
-        "times of another length": lambda: forward(times=times[:, :2].contiguous()),
-        "times that are infinite": lambda: forward(times=times / 0.0),
-        "input of rank 2": lambda: forward(x=x[0]),
-        "input of integers": lambda: forward(x=x.long()),
-        "input of too many features": lambda: ops.layer(
-            torch.empty(4, 1, 1 << 26),
-            torch.zeros(4, 1, dtype=torch.float64),
-            None,
-            torch.zeros(4, 1),
-            None,
-            torch.empty(3, 1 << 26),
-            torch.zeros(3, 1),
-            None,
-            None,
-            None,
-            one[:1],
-            one[:1],
-            one[:1],
-            *tail,
-            True,
-            True,
-        ),
-        "input of another dtype": lambda: forward(x=x.double()),
-        "period of zero": lambda: forward(gate=(one * 0, one, one)),
-        "too few periods": lambda: forward(gate=(one[:4], one, one)),
-        "state of another batch": lambda: forward(h=h[:1]),
-        "length out of range": lambda: forward(lengths=torch.tensor([4, 1])),
-        "unknown oscillation": lambda: forward(tail=(0.0, 3, False)),
-        "unit out of range": lambda: backward((few[0], few[1] + 1, few[2]), 1),
-        "offsets beyond the events": lambda: backward((few[0] * 2, *few[1:]), 1),
-        "offsets that fall": lambda: backward((torch.tensor([[0, 1, 0, 1], [1, 1, 1, 1]]), *few[1:]), 1),
-        "an offset of -2**63": lambda: backward((torch.tensor([[0, 1, -(2**63), 1], [1, 1, 1, 1]]), *few[1:]), 1),
-        "a unit twice in a step": lambda: backward(twice, 2),
-        "units that fall within a step": lambda: backward(
-            (twice[0], torch.tensor([3, 2], dtype=torch.int32), twice[2]), 2
-        ),
-        "units that fall within a step, and between": lambda: backward(fall, 4),
-        "offsets of two rows that do not meet": lambda: backward((apart, *twice[1:]), 2),
-        "phases of another number": lambda: backward((*few[:2], torch.zeros(3)), 1),
-        "tape of another size": lambda: backward(none, 3),
-        "step of rank 3": lambda: ops.step(x, 0.0, h, h, *weights, *gate, 0),
-        "step at no time": lambda: ops.step(x[:, 0].contiguous(), math.nan, h, h, *weights, *gate, 0),
-        "step from another state": lambda: ops.step(x[0, 0], 0.0, h, h, *weights, *gate, 0),
-    }
-    return calls[name]
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("times of rank 3", r"times should be \(L,\) or \(N, L\)"),
-        ("times of another length", r"times should be \(L,\) or \(N, L\)"),
-        ("times that are infinite", "times should be finite"),
-        ("input of rank 2", r"input should be \(N, L, I\)"),
-        ("input of integers", "input should be float32 or float64"),
-        ("input of too many features", "a step should have fewer than 67108864 features, got 67108864"),
-        ("input of another dtype", "weight_ih has the wrong dtype"),
-        ("period of zero", "unit 0: period should be positive"),
-        ("too few periods", "period: size 4 in dimension 0, expected 5"),
-        ("state of another batch", "h0: size 1 in dimension 0, expected 2"),
-        ("length out of range", "lengths should be from 0 to L"),
-        ("unknown oscillation", "unknown oscillation"),
-        ("unit out of range", "units should be from 0 to H - 1"),
-        ("offsets beyond the events", "offsets should span all events"),
-        ("offsets that fall", "offsets should rise by at most H a step"),
-        ("an offset of -2**63", "offsets should rise by at most H a step"),
-        ("a unit twice in a step", "units should rise within a step"),
-        ("units that fall within a step", "units should rise within a step"),
-        ("units that fall within a step, and between", "units should rise within a step"),
-        ("offsets of two rows that do not meet", "offsets should rise by at most H a step"),
-        ("phases of another number", "phases: size 3 in dimension 0, expected 1"),
-        ("tape of another size", "tape: size 3 in dimension 0, expected 0"),
-        ("step of rank 3", r"for a step \(N, I\) or \(I\)"),
-        ("step at no time", "times should be finite"),
-        ("step from another state", "h has the wrong number of dimensions"),
-    ],
-)
-def test_operators_check_their_arguments(name: str, message: str) -> None:
-    """Whatever is handed to the raw operators is an error, not a read past an array."""
-    with pytest.raises(RuntimeError, match=message):
-        raw_call(name)()
-
-
-def test_units_may_fall_or_repeat_from_step_to_step() -> None:
-    """With empty steps between, and from row to row. What is refused next is the tape, which is of other events."""
-    events = (
-        torch.tensor([[0, 1, 1, 2], [2, 4, 4, 5]]),
-        torch.tensor([3, 3, 1, 4, 0], dtype=torch.int32),
-        torch.zeros(5),
-    )
-    one = torch.ones(5, dtype=torch.float64)
-    weights, h = (torch.zeros(20, 4), torch.zeros(20, 5), None, None, None), torch.zeros(2, 5)
-    with pytest.raises(RuntimeError, match="tape: size 2 in dimension 0, expected 5"):
-        torch.ops.phased_lstm.layer_backward(
-            torch.zeros(2, 3, 4), torch.zeros(2, 3).double(), None, *weights, one, one, one, 0.0, 0, False, h,
-            torch.zeros(2, 6), *events, None, h, h, False, True,
-        )  # fmt: skip
 
 
 def test_auto_takes_the_native_backend_where_it_serves() -> None:

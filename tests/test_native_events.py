@@ -1,0 +1,91 @@
+"""The open events that the native kernels find: those of the reference, at any scale of time."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from test_native import in_a_process_with
+from torch import Tensor
+
+from phased_lstm import TimeGate
+from phased_lstm.ops import native
+
+pytestmark = pytest.mark.skipif(bool(native.missing()), reason=f"native kernels: {native.missing()}")
+
+
+def events_of(times: Tensor, gate: tuple[Tensor, Tensor, Tensor], dtype: torch.dtype) -> Tensor:
+    """The phases (N, L, H) that the forward pass of a GRU finds for its events, as float64; -1 where there is none."""
+    (batch, steps), units = times.shape, len(gate[0])
+    weights = (torch.zeros(3 * units, 1, dtype=dtype), torch.zeros(3 * units, units, dtype=dtype), None, None, None)
+    *_, offsets, of_event, phases = torch.ops.phased_lstm.layer(
+        torch.zeros(batch, steps, 1, dtype=dtype), times, None, torch.zeros(batch, units, dtype=dtype), None, *weights,
+        *gate, 0.0, 0, False, False, True,
+    )  # fmt: skip
+    found = torch.full((batch * steps, units), -1.0, dtype=torch.float64)
+    of_step = torch.arange(batch * steps).repeat_interleave(offsets.diff(dim=1).flatten())
+    found[of_step, of_event.long()] = phases.double()
+    return found.view(batch, steps, units)
+
+
+def assert_events_are_those_of_the_reference(
+    scale: float, ordered: bool, unit_of_time: float = 1.0, units: int = 33
+) -> None:
+    """For times of that size; a unit of time that is a power of two changes no phase."""
+    gate = TimeGate(units, ratio_on=0.2, dtype=torch.float64)
+    times = torch.randn(2, 200, dtype=torch.float64) * scale
+    times = times.sort(-1).values if ordered else times
+    values = tuple(v.detach() for v in (gate.period * unit_of_time, gate.shift * unit_of_time, gate.ratio_on))
+    wanted = gate.phase(times)
+    clear = (wanted - 0.2).abs() > 1e-9
+    for dtype, tolerance in ((torch.float64, 1e-9), (torch.float32, 1e-7)):
+        found = events_of(times * unit_of_time, values, dtype)
+        torch.testing.assert_close(found[clear], torch.where(wanted < 0.2, wanted, -1.0)[clear], rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+def test_events_are_those_of_the_reference_at_any_scale_of_time(isa: str) -> None:
+    script = (
+        "import torch, test_native_events as t\n"
+        "torch.manual_seed(0)\n"
+        "for ordered in (False, True):\n"
+        "    for scale in (1e-3, 1.0, 1e3, 1e6, 1e9, 1e15, 1e30, 2.0**70):\n"
+        "        t.assert_events_are_those_of_the_reference(scale, ordered)\n"
+        "    for power in (-900, -140, -100, 100, 140, 900):\n"
+        "        t.assert_events_are_those_of_the_reference(1e3, ordered, 2.0**power)\n"
+        "        t.assert_events_are_those_of_the_reference(1e7, ordered, 2.0**power)\n"
+    )
+    in_a_process_with(isa, script)
+
+
+def assert_closed_candidates_are_left_out() -> None:
+    """Phases that single precision cannot tell from the ratio: every other time is open by 2**-40, or closed."""
+    gate = tuple(torch.full((21,), value, dtype=torch.float64) for value in (1.0, 0.0, 0.25))
+    edges = torch.arange(400, dtype=torch.float64) % 7 + 0.25
+    for sign in (-1, 1):
+        closed = torch.arange(400) % 2 == (0 if sign > 0 else 1)
+        found = events_of((edges + torch.where(closed, 1, -1) * 2.0**-40).expand(3, 400), gate, torch.float32)
+        wanted = torch.where(closed, -1.0, 0.25).unsqueeze(-1).expand(3, 400, 21).double()
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-7)
+    # Two in three times are no float64, and need exact arithmetic. One of them is before the ratio.
+    times = 2**58 + 65 * (torch.arange(400) % 3 - 1) + torch.arange(400) % 4 * 2**60
+    gate = tuple(torch.full((21,), value, dtype=torch.float64) for value in (2.0**60, 0.0, 0.25))
+    found = events_of(times.expand(3, 400), gate, torch.float32)
+    wanted = torch.where(torch.arange(400) % 3 == 0, 0.25, -1.0).unsqueeze(-1).expand(3, 400, 21).double()
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+def test_candidates_that_are_not_open_are_left_out(isa: str) -> None:
+    in_a_process_with(isa, "import test_native_events as t\nt.assert_closed_candidates_are_left_out()\n")
+
+
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+def test_events_of_wide_layers_are_those_of_the_reference(isa: str) -> None:
+    """The more units, the fewer steps are searched at once."""
+    script = (
+        "import torch, test_native_events as t\n"
+        "torch.manual_seed(0)\n"
+        "for units in (1, 300, 700, 2100):\n"
+        "    t.assert_events_are_those_of_the_reference(1e3, True, units=units)\n"
+    )
+    in_a_process_with(isa, script)

@@ -1,0 +1,162 @@
+"""The raw operators, which take whatever they are handed: strided tensors, and errors for what does not fit."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from test_native import leaves
+from torch import Tensor
+
+from phased_lstm.ops import native
+
+pytestmark = pytest.mark.skipif(bool(native.missing()), reason=f"native kernels: {native.missing()}")
+
+
+@pytest.mark.parametrize("lstm", [True, False])
+def test_the_raw_operators_take_strided_tensors(lstm: bool) -> None:
+    """A program that torch.export made calls them as they are."""
+
+    def strided(operands: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(torch.stack([v, v], -1)[..., 0] if isinstance(v, Tensor) else v for v in operands)
+
+    x, times, h0, *rest = leaves(lstm, (5, 6, 3, 4), False, lstm)
+    c0, *weights = rest if lstm else (None, *rest)
+    bias_hh = None if lstm else weights.pop(3)
+    peephole = weights[6] if lstm else None
+    operands = (x, times, torch.tensor([6, 0, 3, 5, 1]), h0, c0, *weights[:3], bias_hh, peephole, *weights[3:6])
+    operands = tuple(None if v is None else v.detach() for v in operands)
+    options = (0.0, 0, False)
+    wanted = torch.ops.phased_lstm.layer(*operands, *options, True, True)
+    got = torch.ops.phased_lstm.layer(*strided(operands), *options, True, True)
+    output, h_n, c_n, *taped = wanted
+    gradients = (torch.randn_like(output), torch.randn_like(h_n), torch.randn_like(c_n) if lstm else None)
+    way_back = (*operands[:3], *operands[5:], *options, h_n, *taped, *gradients)
+    wanted += torch.ops.phased_lstm.layer_backward(*way_back, True, True)
+    got += torch.ops.phased_lstm.layer_backward(*strided(way_back), True, True)
+    assert [name for name, (a, b) in enumerate(zip(got, wanted, strict=True)) if not torch.equal(a, b)] == []
+
+
+def raw_call(name: str) -> Any:
+    """Call a raw operator with one argument out of bounds."""
+    x, h = torch.randn(2, 3, 4), torch.zeros(2, 5)
+    weights = (torch.randn(20, 4), torch.randn(20, 5), None, None, None)
+    one = torch.ones(5, dtype=torch.float64)
+    gate, times = (one, one, one * 0.1), torch.zeros(2, 3, dtype=torch.float64)
+    tail = (0.0, 0, False)
+    none = (torch.zeros(2, 4, dtype=torch.int64), torch.zeros(0, dtype=torch.int32), torch.zeros(0))
+    few = (torch.tensor([[0, 1, 1, 1], [1, 1, 1, 1]]), torch.tensor([4], dtype=torch.int32), torch.zeros(1))
+    twice = (torch.tensor([[0, 2, 2, 2], [2, 2, 2, 2]]), torch.tensor([3, 3], dtype=torch.int32), torch.zeros(2))
+    fall = (torch.tensor([[0, 2, 2, 4], [4, 4, 4, 4]]), torch.tensor([1, 3, 2, 1], dtype=torch.int32), torch.zeros(4))
+    apart = torch.tensor([[0, 1, 1, 1], [2, 2, 2, 2]])
+    ops = torch.ops.phased_lstm
+
+    def forward(x=x, times=times, lengths=None, h=h, weights=weights, gate=gate, tail=tail) -> Any:
+        return ops.layer(x, times, lengths, h, h, *weights, *gate, *tail, True, True)
+
+    def backward(events: Any, tape: int) -> Any:
+        return ops.layer_backward(
+            x, times, None, *weights, *gate, *tail, h, torch.zeros(tape, 6), *events, None, h, h, False, True
+        )
+
+    calls = {
+        "times of rank 3": lambda: forward(times=times.unsqueeze(0)),
+        "times of another length": lambda: forward(times=times[:, :2].contiguous()),
+        "times that are infinite": lambda: forward(times=times / 0.0),
+        "input of rank 2": lambda: forward(x=x[0]),
+        "input of integers": lambda: forward(x=x.long()),
+        "input of too many features": lambda: ops.layer(
+            torch.empty(4, 1, 1 << 26),
+            torch.zeros(4, 1, dtype=torch.float64),
+            None,
+            torch.zeros(4, 1),
+            None,
+            torch.empty(3, 1 << 26),
+            torch.zeros(3, 1),
+            None,
+            None,
+            None,
+            one[:1],
+            one[:1],
+            one[:1],
+            *tail,
+            True,
+            True,
+        ),
+        "input of another dtype": lambda: forward(x=x.double()),
+        "period of zero": lambda: forward(gate=(one * 0, one, one)),
+        "too few periods": lambda: forward(gate=(one[:4], one, one)),
+        "state of another batch": lambda: forward(h=h[:1]),
+        "length out of range": lambda: forward(lengths=torch.tensor([4, 1])),
+        "unknown oscillation": lambda: forward(tail=(0.0, 3, False)),
+        "unit out of range": lambda: backward((few[0], few[1] + 1, few[2]), 1),
+        "offsets beyond the events": lambda: backward((few[0] * 2, *few[1:]), 1),
+        "offsets that fall": lambda: backward((torch.tensor([[0, 1, 0, 1], [1, 1, 1, 1]]), *few[1:]), 1),
+        "an offset of -2**63": lambda: backward((torch.tensor([[0, 1, -(2**63), 1], [1, 1, 1, 1]]), *few[1:]), 1),
+        "a unit twice in a step": lambda: backward(twice, 2),
+        "units that fall within a step": lambda: backward(
+            (twice[0], torch.tensor([3, 2], dtype=torch.int32), twice[2]), 2
+        ),
+        "units that fall within a step, and between": lambda: backward(fall, 4),
+        "offsets of two rows that do not meet": lambda: backward((apart, *twice[1:]), 2),
+        "phases of another number": lambda: backward((*few[:2], torch.zeros(3)), 1),
+        "tape of another size": lambda: backward(none, 3),
+        "step of rank 3": lambda: ops.step(x, 0.0, h, h, *weights, *gate, 0),
+        "step at no time": lambda: ops.step(x[:, 0].contiguous(), math.nan, h, h, *weights, *gate, 0),
+        "step from another state": lambda: ops.step(x[0, 0], 0.0, h, h, *weights, *gate, 0),
+    }
+    return calls[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("times of rank 3", r"times should be \(L,\) or \(N, L\)"),
+        ("times of another length", r"times should be \(L,\) or \(N, L\)"),
+        ("times that are infinite", "times should be finite"),
+        ("input of rank 2", r"input should be \(N, L, I\)"),
+        ("input of integers", "input should be float32 or float64"),
+        ("input of too many features", "a step should have fewer than 67108864 features, got 67108864"),
+        ("input of another dtype", "weight_ih has the wrong dtype"),
+        ("period of zero", "unit 0: period should be positive"),
+        ("too few periods", "period: size 4 in dimension 0, expected 5"),
+        ("state of another batch", "h0: size 1 in dimension 0, expected 2"),
+        ("length out of range", "lengths should be from 0 to L"),
+        ("unknown oscillation", "unknown oscillation"),
+        ("unit out of range", "units should be from 0 to H - 1"),
+        ("offsets beyond the events", "offsets should span all events"),
+        ("offsets that fall", "offsets should rise by at most H a step"),
+        ("an offset of -2**63", "offsets should rise by at most H a step"),
+        ("a unit twice in a step", "units should rise within a step"),
+        ("units that fall within a step", "units should rise within a step"),
+        ("units that fall within a step, and between", "units should rise within a step"),
+        ("offsets of two rows that do not meet", "offsets should rise by at most H a step"),
+        ("phases of another number", "phases: size 3 in dimension 0, expected 1"),
+        ("tape of another size", "tape: size 3 in dimension 0, expected 0"),
+        ("step of rank 3", r"for a step \(N, I\) or \(I\)"),
+        ("step at no time", "times should be finite"),
+        ("step from another state", "h has the wrong number of dimensions"),
+    ],
+)
+def test_operators_check_their_arguments(name: str, message: str) -> None:
+    """Whatever is handed to the raw operators is an error, not a read past an array."""
+    with pytest.raises(RuntimeError, match=message):
+        raw_call(name)()
+
+
+def test_units_may_fall_or_repeat_from_step_to_step() -> None:
+    """With empty steps between, and from row to row. What is refused next is the tape, which is of other events."""
+    events = (
+        torch.tensor([[0, 1, 1, 2], [2, 4, 4, 5]]),
+        torch.tensor([3, 3, 1, 4, 0], dtype=torch.int32),
+        torch.zeros(5),
+    )
+    one = torch.ones(5, dtype=torch.float64)
+    weights, h = (torch.zeros(20, 4), torch.zeros(20, 5), None, None, None), torch.zeros(2, 5)
+    with pytest.raises(RuntimeError, match="tape: size 2 in dimension 0, expected 5"):
+        torch.ops.phased_lstm.layer_backward(
+            torch.zeros(2, 3, 4), torch.zeros(2, 3).double(), None, *weights, one, one, one, 0.0, 0, False, h,
+            torch.zeros(2, 6), *events, None, h, h, False, True,
+        )  # fmt: skip
