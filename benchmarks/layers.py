@@ -5,7 +5,8 @@
 Both are given the same input; train is forward and backward with the loss on the last state. A row is not timed
 unless native and reference backend agree on it. Floor is the ratio aimed for, forward / train. GFLOP/s counts the
 multiply-adds of open events alone, forward, twice; its share is of the best rate of a large float32 torch.mm on the
-same threads in the same run.
+same threads in the same run. "Made" is the share of the recurrent ones among them that the kernels make: with shared
+times a unit that stays open keeps its products.
 """
 
 from __future__ import annotations
@@ -56,9 +57,9 @@ def main() -> None:
     print(machine())
     print(
         "| batch, steps, in, hidden | nn.LSTM forward | ours | ratio | nn.LSTM train | ours | ratio | floor "
-        "| open | GFLOP/s | of peak |"
+        "| open | GFLOP/s | of peak | made |"
     )
-    print("|" + " --- |" * 11)
+    print("|" + " --- |" * 12)
     for number in chosen:
         row = ROWS[number]
         if options.quick:
@@ -76,6 +77,7 @@ def _measure(row: Row, options: argparse.Namespace, peaks: dict[int, float]) -> 
     point = timed(comparison.plans(), options.repeats)
     point |= {"sizes": asdict(row.sizes), "threads": threads}
     point |= {"floor": {"forward": row.floor_forward, "train": row.floor_train}}
+    point["recurrent_share"] = comparison.recurrent_share()
     return point | _roofline(row.sizes, comparison.openness(), point["ms"][f"{OURS} forward"], peaks[threads])
 
 
@@ -98,7 +100,12 @@ def _line(row: Row, point: Point) -> str:
         dense, ours = point["ms"][f"{DENSE} {part}"], point["ms"][f"{OURS} {part}"]
         cells += [f"{dense:.1f} ms", f"{ours:.2f} ms", f"{dense / ours:.1f}x"]
     cells.append(f"{row.floor_forward}x / {row.floor_train}x")
-    cells += [f"{point['openness']:.1%}", f"{point['gflops']:.1f}", f"{point['share_of_peak']:.1%}"]
+    cells += [
+        f"{point['openness']:.1%}",
+        f"{point['gflops']:.1f}",
+        f"{point['share_of_peak']:.1%}",
+        f"{point['recurrent_share']:.0%}",
+    ]
     return "| " + " | ".join(cells) + " |"
 
 

@@ -74,6 +74,7 @@ class Comparison:
 
     def __init__(self, sizes: Sizes, **phased: Any) -> None:
         torch.manual_seed(0)
+        self.sizes = sizes
         self.dense = nn.LSTM(sizes.inputs, sizes.hidden, batch_first=True)
         self.phased = PhasedLSTM.from_lstm(self.dense, **phased)
         self.x = torch.randn(sizes.batch, sizes.steps, sizes.inputs)
@@ -83,6 +84,23 @@ class Comparison:
     def openness(self) -> float:
         """The measured share of (step, unit) pairs that are open."""
         return float(self.phased.gates[0].openness(self.times).fraction.mean())
+
+    def recurrent_share(self) -> float:
+        """The share of open events' recurrent multiplications that the kernels make forwards.
+
+        With times that four sequences or more share, a unit that stays open keeps its products and adds what changed,
+        but for every 16th step and where more than half of the units were open (csrc/state_products.inl).
+        """
+        if not self.sizes.shared or self.sizes.batch < 4:
+            return 1.0
+        gate = self.phased.gates[0]
+        opened = gate.phase(self.times) < gate.ratio_on
+        before = opened.roll(1, 0)
+        changed = before.sum(-1)
+        usable = (torch.arange(len(opened)) % 16 > 0) & (2 * changed <= self.sizes.hidden)
+        kept = (opened & before).sum(-1) * usable
+        made = (opened.sum(-1) - kept) * self.sizes.hidden + kept * changed
+        return float(made.sum() / (opened.sum() * self.sizes.hidden))
 
     def plans(self) -> Plans:
         """What is timed; train is forward and backward with the loss on the last state."""
