@@ -100,7 +100,7 @@ class Comparison:
         usable = (torch.arange(len(opened)) % 16 > 0) & (2 * changed <= self.sizes.hidden)
         kept = (opened & before).sum(-1) * usable
         made = (opened.sum(-1) - kept) * self.sizes.hidden + kept * changed
-        return float(made.sum() / (opened.sum() * self.sizes.hidden))
+        return float(made.sum()) / max(1, int(opened.sum()) * self.sizes.hidden)
 
     def plans(self) -> Plans:
         """What is timed; train is forward and backward with the loss on the last state."""
