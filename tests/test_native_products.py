@@ -18,9 +18,13 @@ pytestmark = pytest.mark.skipif(bool(native.missing()), reason=f"native kernels:
 LSTM = pytest.mark.parametrize("lstm", [True, False], ids=["lstm", "gru"])
 
 
-def slow_units(lstm: bool, sizes: tuple[int, int, int, int], periods: tuple[float, float]) -> list[Tensor]:
+def slow_units(
+    lstm: bool, sizes: tuple[int, int, int, int], periods: tuple[float, float], peephole: bool = False
+) -> list[Tensor]:
     """Operands whose units stay open for many steps of 1, a quarter of them at a time."""
-    values = leaves(lstm, sizes, True, False)
+    values = leaves(lstm, sizes, True, peephole)
+    # Of states that no step leaves nothing is kept.
+    values[2] = values[2].clamp(-1, 1)
     _, steps, _, hidden = sizes
     for index in range(4, 7) if lstm else range(3, 7):
         values[index] = (torch.rand_like(values[index]) * 2 - 1) / math.sqrt(hidden)
@@ -29,17 +33,24 @@ def slow_units(lstm: bool, sizes: tuple[int, int, int, int], periods: tuple[floa
     values[7] = torch.linspace(*periods, hidden).double()
     values[8] = (values[7] * torch.arange(hidden) * 0.618).float().double()
     values[9] = torch.full_like(values[9], 0.25)
+    # Larger peepholes let cells grow, and rounding with them.
+    values[10:] = [0.2 * weights for weights in values[10:]]
     return values
 
 
-def errors(lstm: bool, sizes: tuple[int, int, int, int], dtype: torch.dtype, **options: Any) -> list[float]:
+def errors(
+    lstm: bool, sizes: tuple[int, int, int, int], dtype: torch.dtype, peephole: bool = False, **options: Any
+) -> list[float]:
     """The largest errors of outputs and of gradients, relative to the largest entry of each."""
-    values = slow_units(lstm, sizes, (30.0, 300.0))
+    values = slow_units(lstm, sizes, (30.0, 300.0), peephole)
     cast = [value if index == 1 else value.to(dtype) for index, value in enumerate(values)]
     found = run(native, cast, lstm, **PLAIN | options)
     wanted = run(reference, [value.double() for value in cast], lstm, **PLAIN | options)
     return [
-        max(float((a.double() - b).abs().max() / b.abs().max().clamp(min=1e-3)) for a, b in zip(*both, strict=True))
+        max(
+            float((a.double() - b).detach().abs().max() / b.detach().abs().max().clamp(min=1e-3))
+            for a, b in zip(*both, strict=True)
+        )
         for both in zip(found, wanted, strict=True)
     ]
 
@@ -47,20 +58,22 @@ def errors(lstm: bool, sizes: tuple[int, int, int, int], dtype: torch.dtype, **o
 @pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
 @LSTM
 def test_units_that_stay_open_agree_with_the_reference(isa: str, lstm: bool) -> None:
-    """Panels of one, two and four vectors, whole and ragged, in both directions."""
+    """Panels of one, two and four vectors, whole, ragged and of very different lengths, in both directions."""
     script = (
         "import json, torch, test_native_products as t\n"
         "torch.set_num_threads(1)\n"
         "found = []\n"
         "for batch in 5, 64, 130:\n"
-        "    lengths = torch.arange(batch) * 37 % 91\n"
-        "    for dtype in torch.float32, torch.float64:\n"
-        "        for options in {}, {'reverse': True}, {'lengths': lengths}, {'lengths': lengths, 'reverse': True}:\n"
-        f"            found.append([str(dtype), *t.errors({lstm}, (batch, 90, 3, 21), dtype, **options)])\n"
+        "    ragged, rising = torch.arange(batch) * 37 % 91, torch.arange(batch) * 90 // batch\n"
+        "    all_options = ({}, {'reverse': True}, {'lengths': ragged}, {'lengths': rising, 'reverse': True},\n"
+        f"        {{'oscillation': 'square', 'peephole': {lstm}}}, {{'oscillation': 'cosine'}})\n"
+        "    for number, options in enumerate(all_options):\n"
+        "        for dtype in torch.float32, torch.float64:\n"
+        f"            found.append([str(dtype), *t.errors({lstm}, (batch, 90, 3, 18 + number), dtype, **options)])\n"
         "print(json.dumps(found))\n"
     )
     found = json.loads(in_a_process_with(isa, script))
-    assert len(found) == 24
+    assert len(found) == 36
     tolerances = {str(dtype): both for dtype, both in TOLERANCES.items()}
     for dtype, in_outputs, in_gradients in found:
         assert in_outputs <= tolerances[dtype][0], found
@@ -91,6 +104,47 @@ def test_a_large_state_leaves_no_rounding_behind() -> None:
         wanted = call(reference, [value.double() for value in values], True, oscillation="square")
     assert wanted[0][:, 0].abs().max() < 5
     torch.testing.assert_close(found[0][:, 8:].double(), wanted[0][:, 8:], rtol=0, atol=2e-6)
+
+
+@LSTM
+def test_infinite_weights_are_those_of_the_reference(lstm: bool) -> None:
+    """They saturate gates. A product that is kept could not get away from infinity."""
+    values = [value.float() for value in slow_units(lstm, (8, 60, 3, 32), (30.0, 300.0))]
+    values[2] = values[2].abs().clamp(0.1, 1)
+    values[5 if lstm else 4][:, 5] = math.inf
+    with torch.no_grad():
+        found, wanted = (call(module, values, lstm) for module in (native, reference))
+    assert wanted[0].isfinite().all()
+    for got, exact in zip(found, wanted, strict=True):
+        torch.testing.assert_close(got, exact, rtol=0, atol=2e-6)
+
+
+@LSTM
+@pytest.mark.parametrize("reverse", [False, True])
+def test_the_bits_of_a_row_do_not_depend_on_the_lengths_of_others(lstm: bool, reverse: bool) -> None:
+    values = [value.float() for value in slow_units(lstm, (8, 60, 3, 32), (30.0, 300.0))]
+    lengths = torch.full((8,), 40)
+    others = torch.arange(8) != 3
+    with torch.no_grad():
+        wanted = call(native, values, lstm, reverse=reverse, lengths=lengths)
+        for length in (0, 17, 47, 60):
+            lengths[3] = length
+            found = call(native, values, lstm, reverse=reverse, lengths=lengths)
+            for got, expected in zip(found, wanted, strict=True):
+                assert torch.equal(got[others], expected[others])
+
+
+@LSTM
+def test_products_are_kept(lstm: bool) -> None:
+    """Rounding tells: a part that begins between two steps at which all is multiplied has nothing to keep."""
+    values = [value.float() for value in slow_units(lstm, (8, 60, 3, 32), (30.0, 300.0))]
+    with torch.no_grad():
+        whole = call(native, values, lstm)
+        for cut, same in ((16, True), (32, True), (24, False)):
+            first = call(native, [values[0][:, :cut], values[1][:cut], *values[2:]], lstm)
+            state = first[1:]
+            rest = call(native, [values[0][:, cut:], values[1][cut:], *state, *values[2 + len(state) :]], lstm)
+            assert torch.equal(torch.cat([first[0], rest[0]], 1), whole[0]) == same
 
 
 def call(module: Any, values: list[Tensor], lstm: bool, **options: Any) -> list[Tensor]:

@@ -39,7 +39,7 @@ void forward_panels(const Layer<T>& layer, const Forward<T>& run, const T* packe
       const int64_t count = events_at(layer, t, &first);
       const T* features = count ? columns.at(t) : nullptr;
       const auto shared = gates.at(first, layer.events.shared ? count : 0);
-      const int64_t anew = products.advance(first, count);
+      const int64_t anew = products.advance(t, first, count);
       for (int64_t at = 0, n; at < count; at += n) {
         n = std::min<int64_t>((at < anew ? anew : count) - at, kUnitBlock<NV>);
         with_number<kUnitBlock<NV>>(n, [&](auto number) {

@@ -20,30 +20,41 @@ template <typename T, int G, int NV>
 class StateProducts {
  public:
   static constexpr int64_t P = kPanelRows<T, NV>;
-  // What is kept drifts by rounding, so every so many steps of a call all is multiplied anew.
+  // What is kept drifts by rounding, so every so many steps all is multiplied anew. They are counted from the first of the
+  // sequence, whatever the direction, so that rounding does not depend on the lengths of other sequences.
   static constexpr int64_t kAnchor = 16;
 
   explicit StateProducts(const Layer<T>& layer)
       : layer_(layer), packing_(layer), kept_(layer.events.shared && layer.leak == T(0) ? layer.units * G * P : 0),
-        changes_(kept_.empty() ? 0 : layer.units * P), last_(layer.units), order_(layer.units) {}
+        changes_(kept_.empty() ? 0 : layer.units * P), last_(layer.units), order_(layer.units) {
+    // Infinite products would cancel to what is no number, and large ones leave their rounding.
+    constexpr T kBound = 1e6;
+    moderate_ = !kept_.empty();
+    for (int64_t j = 0; moderate_ && j < G * layer.units; ++j) {
+      const T* row = layer.weight_hh + j * layer.units;
+      bool within = true;
+      for (int64_t k = 0; k < layer.units; ++k) within &= std::fabs(row[k]) <= kBound;
+      moderate_ = within;
+    }
+  }
 
   // Before a panel's first step, with its states (H, P), which must stay where they are.
   void begin(const T* state) {
     // No step leaves a state above 1. Of a larger one that was put in, rounding would stay when it is gone.
     constexpr T kBound = 2;
     state_ = state;
-    std::fill(last_.begin(), last_.end(), -1);
+    std::fill(last_.begin(), last_.end(), -2);
     step_ = -1;
     changed_ = 0;
-    bounded_ = !kept_.empty();
+    bounded_ = moderate_;
     for (int64_t j = 0; j < layer_.units * P; ++j) bounded_ &= std::fabs(state[j]) <= kBound;
   }
 
-  // Goes on to the next step, whose events are first .. first + count: puts those that are multiplied anew before those
+  // Goes on to the next step, t, whose events are first .. first + count: puts those that are multiplied anew before those
   // that keep their products, and returns how many the former are.
-  int64_t advance(int64_t first, int64_t count) {
+  int64_t advance(int64_t t, int64_t first, int64_t count) {
     ++step_;
-    const bool keep = bounded_ && step_ % kAnchor && 2 * changed_ <= layer_.units;
+    const bool keep = bounded_ && t % kAnchor && 2 * changed_ <= layer_.units;
     int64_t anew = 0, kept = count;
     for (int64_t e = 0; e < count; ++e) {
       const int64_t u = unit_of(layer_, first + e);
@@ -110,7 +121,7 @@ class StateProducts {
   std::vector<int32_t> order_;
   const int32_t* changed_units_ = nullptr;
   int64_t step_ = -1, changed_ = 0;
-  bool bounded_ = false;
+  bool moderate_ = false, bounded_ = false;
 };
 
 // The sums of the units of a block.
