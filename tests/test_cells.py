@@ -43,7 +43,7 @@ def test_loop_of_cells_equals_the_layer_bitwise(made: Any, dtype: torch.dtype, o
 
 @pytest.mark.parametrize("rows", [3, 4])
 def test_loop_of_cells_with_peepholes_equals_the_layer(rows: int) -> None:
-    """To the same bits, but for rounding where the native layer keeps products: four sequences that share their times."""
+    """To the same bits; but for rounding where the native layer keeps products, for four that share their times."""
     cell, layer = (made(3, 5, peephole=True, ratio_on=0.4) for made in (PhasedLSTMCell, PhasedLSTM))
     layer.load_state_dict(
         {(f"gate_l0.{k[5:]}" if k.startswith("gate.") else f"{k}_l0"): v for k, v in cell.state_dict().items()}
