@@ -31,11 +31,12 @@ inline void multiply(const T* const (&rows)[B], int64_t stride, const int (&slot
         for (int v = 0; v < M; ++v) total[b][g][v] = sums[b][slots[g]][from + v];
     for (int64_t k = 0; k < width; ++k) {
       Vec<T> x[M];
-      for (int v = 0; v < M; ++v) x[v] = load(columns + k * kPanelRows<T, NV> + (from + v) * lanes);
+      for (int v = 0; v < M; ++v)
+        x[v] = factor_of<B * G>(load(columns + k * kPanelRows<T, NV> + (from + v) * lanes));
       const int64_t at = place(k);
       for (int b = 0; b < B; ++b)
         for (int g = 0; g < G; ++g) {
-          const Vec<T> w = splat(rows[b][g * stride + at]);
+          const Vec<T> w = factor_of<M>(splat(rows[b][g * stride + at]));
           for (int v = 0; v < M; ++v) total[b][g][v] += w * x[v];
         }
     }
@@ -59,9 +60,9 @@ inline void gather_columns(T* drows, int64_t stride, const int (&slots)[G], cons
   for (int64_t row = 0; row < P; row += parts)
     for (int part = 0; part < parts; ++part) {
       Vec<T> a[NC];
-      for (int c = 0; c < NC; ++c) a[c] = load(x + (row + part) * width + j + c * lanes);
+      for (int c = 0; c < NC; ++c) a[c] = factor_of<G>(load(x + (row + part) * width + j + c * lanes));
       for (int g = 0; g < G; ++g) {
-        const Vec<T> of_row = splat(d[slots[g] * P + row + part]);
+        const Vec<T> of_row = factor_of<NC>(splat(d[slots[g] * P + row + part]));
         for (int c = 0; c < NC; ++c) total[part][g][c] += of_row * a[c];
       }
     }
@@ -118,7 +119,7 @@ inline void spread_back(const T* const (&rows)[B], int64_t stride, const int (&s
       for (int v = 0; v < M; ++v) total[v] = load(to + v * lanes);
       for (int b = 0; b < B; ++b)
         for (int g = 0; g < G; ++g) {
-          const Vec<T> w = splat(rows[b][g * stride + k]);
+          const Vec<T> w = factor_of<M>(splat(rows[b][g * stride + k]));
           for (int v = 0; v < M; ++v) total[v] += w * grad[b][g][v];
         }
       for (int v = 0; v < M; ++v) store(to + v * lanes, total[v]);

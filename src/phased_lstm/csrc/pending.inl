@@ -111,9 +111,9 @@ class PendingProducts {
     for (int64_t e = from; e < to; ++e) {
       Vec<T> x[NV];
       const T* state = &states_[sorted_number_[e] * stride + first];
-      for (int v = 0; v < NV; ++v) x[v] = load(state + v * lanes);
+      for (int v = 0; v < NV; ++v) x[v] = factor_of<G>(load(state + v * lanes));
       for (int g = 0; g < G; ++g) {
-        const Vec<T> d = splat(sorted_d_[4 * e + slots[g]]);
+        const Vec<T> d = factor_of<NV>(splat(sorted_d_[4 * e + slots[g]]));
         for (int v = 0; v < NV; ++v) total[g][v] += d * x[v];
       }
     }

@@ -1,6 +1,8 @@
 // The four sums of an event, a quad, or what becomes of them: sums of vectors as quads; quads as columns and back.
 #pragma once
 
+#include <utility>
+
 #include "simd.h"
 
 namespace {
@@ -77,9 +79,7 @@ inline Quad<double> sums(const Vec<double> (&v)[4]) { return Quad<double>{sum(v[
 template <typename T, int N>
 class Quads {
  public:
-  explicit Quads(const Vec<T> (&v)[N][4]) {
-    for (int e = 0; e < N; ++e) of_[e] = sums(v[e]);
-  }
+  explicit Quads(const Vec<T> (&v)[N][4]) : Quads(v, std::make_index_sequence<N>()) {}
   // Adds a quad to each.
   void add(Quad<T> q) {
     for (Quad<T>& of : of_) of += q;
@@ -93,6 +93,10 @@ class Quads {
   }
 
  private:
+  // Not a loop, for which gcc would put the vectors into memory.
+  template <std::size_t... E>
+  Quads(const Vec<T> (&v)[N][4], std::index_sequence<E...>) : of_{sums(v[E])...} {}
+
   Quad<T> of_[N];
 };
 

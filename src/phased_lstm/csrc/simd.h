@@ -47,6 +47,20 @@ inline void store(T* p, Vec<T> v) {
   std::memcpy(p, &v, sizeof v);
 }
 
+// A vector just loaded, in a register if it is a factor of several products: gcc would load it again for each of them,
+// and processors load no more vectors at a time than they multiply.
+template <int products, typename V>
+inline V factor_of(V v) {
+#if defined(__x86_64__)
+#if defined(__AVX512F__)
+  if constexpr (products > 1) asm("" : "+v"(v));
+#else
+  if constexpr (products > 1) asm("" : "+x"(v));
+#endif
+#endif
+  return v;
+}
+
 template <typename T>
 inline Vec<T> splat(T x) {
   // Taking away zero leaves every x as it is, so that nothing is computed; adding it would not, of -0.
