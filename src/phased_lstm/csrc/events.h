@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <limits>
 #include <type_traits>
@@ -106,12 +107,10 @@ class FoundEvents {
     std::vector<EventBlock<T>>& found = memory_.blocks;
     if (static_cast<int64_t>(found.size()) < blocks) found.resize(blocks);
     int64_t* counts = room<int64_t>(like, {rows, steps + 1}, offsets, memory_.offsets);
-    spread(blocks, [&](int64_t begin, int64_t end) {
-      for (int64_t block = begin; block < end; ++block) {
-        const int64_t row = block / blocks_in_row, first = block % blocks_in_row * kStepsInBlock;
-        table<T>().find_events(gate, row, first, std::min(steps, first + kStepsInBlock),
-                               counts + row * (steps + 1) + 1, found[block]);
-      }
+    spread(blocks, [&](int64_t block) {
+      const int64_t row = block / blocks_in_row, first = block % blocks_in_row * kStepsInBlock;
+      table<T>().find_events(gate, row, first, std::min(steps, first + kStepsInBlock), counts + row * (steps + 1) + 1,
+                             found[block]);
     });
     // counts[t + 1] of a row holds the events of step t; running sums make them offsets into all events.
     int64_t total = 0;
@@ -124,11 +123,9 @@ class FoundEvents {
     T* phase_data = room<T>(like, {total}, phases, memory_.phases);
     std::vector<int64_t> starts(blocks);
     for (int64_t block = 1; block < blocks; ++block) starts[block] = starts[block - 1] + found[block - 1].count;
-    spread(blocks, [&](int64_t begin, int64_t end) {
-      for (int64_t block = begin; block < end; ++block) {
-        std::copy_n(found[block].units.data(), found[block].count, unit_data + starts[block]);
-        std::copy_n(found[block].phases.data(), found[block].count, phase_data + starts[block]);
-      }
+    spread(blocks, [&](int64_t block) {
+      std::copy_n(found[block].units.data(), found[block].count, unit_data + starts[block]);
+      std::copy_n(found[block].phases.data(), found[block].count, phase_data + starts[block]);
     });
     if (memory_.bytes() > kKeptBytes) found = {};
     events = {counts, unit_data, phase_data, total, rows == 1};
@@ -165,29 +162,36 @@ Events<T> checked_events(const Tensor& offsets, const Tensor& event_units, const
   const auto* starts = static_cast<const int64_t*>(offsets.const_data_ptr());
   STD_TORCH_CHECK(rows == 0 ? count == 0 : starts[0] == 0 && starts[rows * (steps + 1) - 1] == count,
                   "offsets should span all events");
-  bool rising = true;
-  for (int64_t row = 0; row < rows; ++row) {
-    const int64_t* of_row = starts + row * (steps + 1);
-    rising &= row == 0 || of_row[0] == of_row[-1];
-    // Unsigned, as whatever was handed in must not overflow; what falls is then far above.
-    for (int64_t t = 0; t < steps; ++t)
-      rising &= static_cast<uint64_t>(of_row[t + 1]) - static_cast<uint64_t>(of_row[t]) <= static_cast<uint64_t>(hidden);
-  }
-  STD_TORCH_CHECK(rising, "offsets should rise by at most H a step");
   const auto* units = static_cast<const int32_t*>(event_units.const_data_ptr());
   const auto most = static_cast<uint32_t>(std::min<int64_t>(hidden, std::numeric_limits<int32_t>::max()));
-  bool inside = true;
-  for (int64_t e = 0; e < count; ++e) inside &= static_cast<uint32_t>(units[e]) < most;
+  std::atomic<bool> rising{true}, inside{true}, in_order{true};
+  for (int64_t row = 1; row < rows; ++row)
+    if (starts[row * (steps + 1)] != starts[row * (steps + 1) - 1]) rising = false;
+  spread(rows, [&](int64_t row) {
+    const int64_t *of_row = starts + row * (steps + 1), first = of_row[0], last = of_row[steps];
+    bool good = first >= 0 && last <= count;
+    // Unsigned, as whatever was handed in must not overflow; what falls is then far above.
+    for (int64_t t = 0; t < steps; ++t)
+      good &= static_cast<uint64_t>(of_row[t + 1]) - static_cast<uint64_t>(of_row[t]) <= static_cast<uint64_t>(hidden);
+    if (!good) {
+      rising = false;
+      return;
+    }
+    for (int64_t e = first; e < last; ++e) good &= static_cast<uint32_t>(units[e]) < most;
+    if (!good) inside = false;
+    // Within a step each unit comes once, in order: a state is written once for each event. So where units do not rise,
+    // a step begins. (Both are counted without branches, in one go.)
+    int64_t falls = 0, falls_between = 0;
+    for (int64_t e = first + 1; e < last; ++e) falls += units[e - 1] >= units[e];
+    for (int64_t t = 1; t < steps; ++t) {
+      const int64_t e = of_row[t];
+      falls_between += e > of_row[t - 1] && e < last && units[e - 1] >= units[e];
+    }
+    if (falls != falls_between) in_order = false;
+  });
+  STD_TORCH_CHECK(rising, "offsets should rise by at most H a step");
   STD_TORCH_CHECK(inside, "units should be from 0 to H - 1");
-  // Within a step each unit comes once, in order: a state is written once for each event. So where units do not rise, a
-  // step begins. (Both are counted without branches, in one go.)
-  int64_t falls = 0, falls_between = 0;
-  for (int64_t e = 1; e < count; ++e) falls += units[e - 1] >= units[e];
-  for (int64_t j = 1; j < rows * (steps + 1); ++j) {
-    const int64_t e = starts[j];
-    falls_between += e > starts[j - 1] && e < count && units[e - 1] >= units[e];
-  }
-  STD_TORCH_CHECK(falls == falls_between, "units should rise within a step");
+  STD_TORCH_CHECK(in_order, "units should rise within a step");
   return {starts, units, pointer<T>(phases, "phases", {count}), count, rows == 1};
 }
 

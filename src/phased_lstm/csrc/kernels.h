@@ -6,6 +6,7 @@
 // call alone; nothing is kept.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <vector>
 
@@ -113,8 +114,25 @@ struct EventBlock {
   }
 };
 
-// One instruction set's kernels. forward and backward take a range of groups of sequences, and may run on
-// several threads at once for disjoint ranges.
+// Where two threads may change places, see shares.inl.
+struct alignas(64) Exchange {
+  enum { kOpen, kOfferedByFirst, kOfferedBySecond, kAnswering, kAnswered, kClosed };
+  std::atomic<int> state{kOpen}, begun{0};
+  void* given[2] = {};  // what either gives
+};
+
+// The shares of a kernel's work that threads take, one after the other. `exchanges`: one for two shares each, or null.
+struct Shares {
+  int64_t count;
+  Exchange* exchanges = nullptr;
+  std::atomic<int64_t> next{0};  // the first that nobody has taken
+};
+
+// The next share; what is not below the count is none.
+static inline int64_t take(Shares& shares) { return shares.next.fetch_add(1, std::memory_order_relaxed); }
+
+// One instruction set's kernels. forward and backward may run on several threads at once, for as many shares as each
+// gets: forward's are groups of sequences, backward's are chunks of groups, which gather gradients of their own.
 template <typename T>
 struct KernelTable {
   // The open events of steps begin .. end of a row, and how many each step has.
@@ -129,13 +147,12 @@ struct KernelTable {
   // Units begin .. end. `wanted`: (H), which units' weights will be read; null for all. The others are left as they
   // are.
   void (*pack)(const Layer<T>&, bool lstm, T* packed, const uint8_t* wanted, int64_t begin, int64_t end);
-  void (*forward)(const Layer<T>&, bool lstm, const Forward<T>&, const T* packed, int64_t begin, int64_t end);
+  void (*forward)(const Layer<T>&, bool lstm, const Forward<T>&, const T* packed, Shares&);
   // Values in one chunk's share of the gradients.
   int64_t (*partial_size)(const Layer<T>&, bool lstm);
-  // Groups begin .. end; `partial` (partial_size, zero on entry) and `gate` (3, H, zero on entry) gather
-  // the gradients that rows share.
-  void (*backward)(const Layer<T>&, bool lstm, const Backward<T>&, const T* packed, int64_t begin, int64_t end,
-                   T* partial, double* gate);
+  // `partials` (chunks, partial_size) and `gates` (chunks, 3, H), zero on entry, gather the gradients that rows share.
+  void (*backward)(const Layer<T>&, bool lstm, const Backward<T>&, const T* packed, Shares&, T* partials,
+                   double* gates);
   // Adds up the chunks' shares in their order, in the place of the first, and puts them into torch's layout.
   void (*gather)(const Layer<T>&, bool lstm, const Backward<T>&, T* partials, const double* gates,
                  int64_t chunks);

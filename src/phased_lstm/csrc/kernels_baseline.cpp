@@ -1,7 +1,7 @@
 // The kernels for the baseline instruction set; the build passes the compiler flags that go with it.
 
 #define PHASED_LSTM_LANES 4
-#include "panels.inl"
+#include "table.inl"
 
 namespace phased_lstm {
 constinit const KernelTable<float> kBaselineFloats = table<float>();

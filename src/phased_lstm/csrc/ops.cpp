@@ -123,7 +123,7 @@ template <typename T>
 void run_forward(const Layer<T>& layer, bool lstm, const Forward<T>& run) {
   Buffer<T> own;
   const T* packed = packed_weights(layer, lstm, own);
-  spread(groups(layer), [&](int64_t begin, int64_t end) { table<T>().forward(layer, lstm, run, packed, begin, end); });
+  share_out(groups(layer), layer.steps, [&](Shares& shares) { table<T>().forward(layer, lstm, run, packed, shares); });
 }
 
 template <typename T>
@@ -183,16 +183,15 @@ BackwardResult backward(const Operands& from, const Times& times, const Events<T
                         layer.peephole ? output<T>(grad_peephole) : nullptr,
                         output<double>(grad_gate),
                         need_times ? output<double>(grad_times) : nullptr};
-  const int64_t count = groups(layer), chunks = std::max<int64_t>(1, std::min(count, kChunks));
-  const int64_t partial = table<T>().partial_size(layer, lstm);
-  Buffer<T> partials(chunks * partial, T(0));
+  const int64_t parts = std::min(groups(layer), kChunks);
+  // Of an empty batch there is one that nothing is added to.
+  const int64_t chunks = std::max<int64_t>(1, parts);
+  Buffer<T> partials(chunks * table<T>().partial_size(layer, lstm), T(0));
   std::vector<double> gates(chunks * 3 * H, 0.0);
   Buffer<T> own;
   const T* packed = packed_weights(layer, lstm, own);
-  spread(chunks, [&](int64_t begin, int64_t end) {
-    for (int64_t chunk = begin; chunk < end; ++chunk)
-      table<T>().backward(layer, lstm, run, packed, chunk * count / chunks, (chunk + 1) * count / chunks,
-                          partials.data() + chunk * partial, gates.data() + chunk * 3 * H);
+  share_out(parts, L, [&](Shares& shares) {
+    table<T>().backward(layer, lstm, run, packed, shares, partials.data(), gates.data());
   });
   table<T>().gather(layer, lstm, run, partials.data(), gates.data(), chunks);
   return {grad_input, grad_h0, grad_c0, grad_weight_ih, grad_weight_hh,
@@ -346,6 +345,8 @@ int64_t instruction_set() {
   return name == "avx512" ? 2 : name == "avx2" ? 1 : 0;
 }
 
+int64_t times_threads_changed_places() { return changed_places; }
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY(phased_lstm, m) {
@@ -372,6 +373,7 @@ STABLE_TORCH_LIBRARY(phased_lstm, m) {
       "Tensor initial_ratio_on, Tensor growth, Tensor odds, float period_step, float shift_step, float ratio_step, "
       "float log_period_range, float shift_range, float logit_range, float least_ratio) -> (Tensor, Tensor, Tensor)");
   m.def("instruction_set() -> int");
+  m.def("changed_places() -> int");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(phased_lstm, CPU, m) {
@@ -384,4 +386,5 @@ STABLE_TORCH_LIBRARY_IMPL(phased_lstm, CPU, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(phased_lstm, CompositeExplicitAutograd, m) {
   m.impl("instruction_set", TORCH_BOX(&instruction_set));
+  m.impl("changed_places", TORCH_BOX(&times_threads_changed_places));
 }

@@ -11,6 +11,7 @@
 #include "pending.inl"
 #include "quads.h"
 #include "rows.inl"
+#include "shares.inl"
 #include "simd.h"
 
 namespace {
@@ -50,13 +51,13 @@ inline bool alone(const Layer<T>& layer) {
 }
 
 template <typename T, bool Lstm>
-void forward_single(const Layer<T>& layer, const Forward<T>& run, const T* packed, int64_t begin, int64_t end) {
+void forward_single(const Layer<T>& layer, const Forward<T>& run, const T* packed, Shares& shares) {
   constexpr int G = Lstm ? 4 : 3, lanes = Simd<T>::kLanes, fields = Lstm ? 6 : 5;
   const Packing<T, G> packing(layer);
   const int64_t H = layer.units, I = layer.inputs;
   Buffer<T> state(packing.row(), T(0)), cell(Lstm ? H : 0), sums(4 * padded<T>(H), T(0)), fresh(2 * padded<T>(H));
   T *const h = state.data(), *const c = cell.data(), *const new_h = fresh.data(), *const new_c = new_h + padded<T>(H);
-  for (int64_t row = begin; row < end; ++row) {
+  for (int64_t row; (row = take(shares)) < shares.count;) {
     const int64_t* offsets = offsets_of(layer, row);
     const int64_t valid = valid_steps(layer, row);
     std::copy_n(run.h0 + row * H, H, h);
@@ -126,12 +127,11 @@ inline void spread_units(const T* const (&rows)[NU], int64_t stride, int64_t fro
 }
 
 template <typename T, bool Lstm>
-void backward_single(const Layer<T>& layer, const Backward<T>& run, const T* packed, int64_t begin, int64_t end,
-                     T* partial, double* gate_sums) {
+void backward_single(const Layer<T>& layer, const Backward<T>& run, const T* packed, Shares& shares, T* partials,
+                     double* gates_of_rows) {
   constexpr int G = Lstm ? 4 : 3, lanes = Simd<T>::kLanes, fields = Lstm ? 6 : 5;
   const Packing<T, G> packing(layer);
   const int64_t H = layer.units, I = layer.inputs;
-  T* peepholes = partial + H * packing.unit();
   Buffer<T> state(packing.row(), T(0)), grad(packing.row(), T(0)), grad_cell(Lstm ? H : 0);
   Scratch<T, 5> at(H);
   enum { kInPhase, kInRatio, kCell, kGradH, kGradC };
@@ -140,7 +140,10 @@ void backward_single(const Layer<T>& layer, const Backward<T>& run, const T* pac
   T grad_few[kFewInputs];
   std::vector<double> inverse(H);
   for (int64_t u = 0; u < H; ++u) inverse[u] = 1.0 / run.period[u];
-  for (int64_t row = begin; row < end; ++row) {
+  // A chunk is a sequence here.
+  for (int64_t row; (row = take(shares)) < shares.count;) {
+    T *const partial = partials + row * partial_size<T, G>(layer), *const peepholes = partial + H * packing.unit();
+    double* const gate_sums = gates_of_rows + row * 3 * H;
     const int64_t* offsets = offsets_of(layer, row);
     const int64_t valid = valid_steps(layer, row);
     std::copy_n(run.h_n + row * H, H, h);
@@ -221,8 +224,8 @@ void backward_single(const Layer<T>& layer, const Backward<T>& run, const T* pac
     }
     std::copy_n(grad_h, H, run.grad_h0 + row * H);
     if (Lstm) std::copy_n(grad_c, H, run.grad_c0 + row * H);
+    pending.settle(partial);
   }
-  pending.settle(partial);
 }
 
 }  // namespace

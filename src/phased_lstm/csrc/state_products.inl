@@ -38,8 +38,8 @@ class StateProducts {
     }
   }
 
-  // Before a panel's first step, with its states (H, P), which must stay where they are.
-  void begin(const T* state) {
+  // Before a panel's first step, with its states (H, P), which must stay where they are; each step changes them.
+  void begin(T* state) {
     // No step leaves a state above 1. Of a larger one that was put in, rounding would stay when it is gone.
     constexpr T kBound = 2;
     state_ = state;
@@ -47,7 +47,7 @@ class StateProducts {
     step_ = -1;
     changed_ = 0;
     bounded_ = moderate_;
-    for (int64_t j = 0; j < layer_.units * P; ++j) bounded_ &= std::fabs(state[j]) <= kBound;
+    for (int64_t j = 0; moderate_ && j < layer_.units * P; ++j) bounded_ &= std::fabs(state[j]) <= kBound;
   }
 
   // Goes on to the next step, t, whose events are first .. first + count: puts those that are multiplied anew before those
@@ -68,7 +68,39 @@ class StateProducts {
   // The step's events in that order, counted from its first.
   const int32_t* order() const { return order_.data(); }
 
-  // Adds the products of a block's units, all of one kind, to their sums.
+  // The sums of a block's units, all of them multiplied anew or none.
+  template <int B>
+  void sum_up(const T* packed, const int64_t (&units)[B], const T* features, bool anew, Vec<T> (*sums)[4][NV]) {
+    const T *of_input[B], *of_state[B];
+    for (int b = 0; b < B; ++b) {
+      const T* head = packing_.head_of(packed, units[b]);
+      for (int slot = 0; slot < 4; ++slot)
+        for (int v = 0; v < NV; ++v) sums[b][slot][v] = splat(head[slot]);
+      of_input[b] = packing_.input_rows(packed, units[b]);
+      of_state[b] = packing_.state_rows(packed, units[b]);
+    }
+    const auto same = [](int64_t k) { return k; };
+    multiply<T, G, NV, B>(of_input, packing_.row(), kInputSlots<G>, features, layer_.inputs, same, sums);
+    add<B>(of_state, units, anew, sums);
+  }
+
+  // Puts the states after the step, (count, P), in the place of the old ones.
+  void replace(int64_t first, int64_t count, const T* fresh) {
+    constexpr int lanes = Simd<T>::kLanes;
+    changed_ = count;
+    changed_units_ = layer_.events.units + first;
+    for (int64_t e = 0; e < count; ++e) {
+      T* to = state_ + unit_of(layer_, first + e) * P;
+      for (int v = 0; v < NV * lanes; v += lanes) {
+        const Vec<T> now = load(fresh + e * P + v);
+        if (!kept_.empty()) store(&changes_[e * P + v], now - load(to + v));
+        store(to + v, now);
+      }
+    }
+  }
+
+ private:
+  // Adds the products with the states to the sums.
   template <int B>
   void add(const T* const (&rows)[B], const int64_t (&units)[B], bool anew, Vec<T> (*sums)[4][NV]) {
     constexpr int lanes = Simd<T>::kLanes;
@@ -94,25 +126,9 @@ class StateProducts {
         }
   }
 
-  // Puts the states after the step, (count, P), in the place of the old ones.
-  void replace(int64_t first, int64_t count, const T* fresh, T* state) {
-    constexpr int lanes = Simd<T>::kLanes;
-    changed_ = count;
-    changed_units_ = layer_.events.units + first;
-    for (int64_t e = 0; e < count; ++e) {
-      T* to = state + unit_of(layer_, first + e) * P;
-      for (int v = 0; v < NV * lanes; v += lanes) {
-        const Vec<T> now = load(fresh + e * P + v);
-        if (!kept_.empty()) store(&changes_[e * P + v], now - load(to + v));
-        store(to + v, now);
-      }
-    }
-  }
-
- private:
   const Layer<T>& layer_;
   Packing<T, G> packing_;
-  const T* state_ = nullptr;
+  T* state_ = nullptr;
   // Products (H, G, P), and how the states of the events of the step before changed, (count, P); empty if nothing is ever
   // kept.
   Buffer<T> kept_, changes_;
@@ -123,22 +139,5 @@ class StateProducts {
   int64_t step_ = -1, changed_ = 0;
   bool moderate_ = false, bounded_ = false;
 };
-
-// The sums of the units of a block.
-template <typename T, int G, int NV, int B>
-inline void block_sums(const Layer<T>& layer, const Packing<T, G>& packing, const T* packed, const int64_t (&units)[B],
-                       const T* features, StateProducts<T, G, NV>& products, bool anew, Vec<T> (*sums)[4][NV]) {
-  const T *of_input[B], *of_state[B];
-  for (int b = 0; b < B; ++b) {
-    const T* head = packing.head_of(packed, units[b]);
-    for (int slot = 0; slot < 4; ++slot)
-      for (int v = 0; v < NV; ++v) sums[b][slot][v] = splat(head[slot]);
-    of_input[b] = packing.input_rows(packed, units[b]);
-    of_state[b] = packing.state_rows(packed, units[b]);
-  }
-  multiply<T, G, NV, B>(of_input, packing.row(), kInputSlots<G>, features, layer.inputs, [](int64_t k) { return k; },
-                        sums);
-  products.template add<B>(of_state, units, anew, sums);
-}
 
 }  // namespace

@@ -169,10 +169,11 @@ class LayerRun {
     layer.input += segment.begin * layer.inputs;
     layer.times += segment.begin;
     layer.events.offsets += segment.begin;
+    Shares all{1};
     table<T>().forward(layer, lstm_,
                        {h_ + segment.stream * H, lstm_ ? c_ + segment.stream * H : nullptr, out, new_h_ + number * H,
                         lstm_ ? new_c_ + number * H : nullptr, nullptr},
-                       packed_, 0, 1);
+                       packed_, all);
     if (output_ && to_) put(segment, out);
   }
 
@@ -219,8 +220,8 @@ class LayerRun {
     const Forward<T> run{at.h.data(), lstm_ ? at.c.data() : nullptr, output_ ? at.output.data() : nullptr,
                          at.h_n.data(), lstm_ ? at.c_n.data() : nullptr, nullptr};
     const int64_t size = table<T>().group(layer);
-    spread((rows + size - 1) / size,
-           [&](int64_t begin, int64_t end) { table<T>().forward(layer, lstm_, run, packed_, begin, end); });
+    share_out((rows + size - 1) / size, steps,
+              [&](Shares& shares) { table<T>().forward(layer, lstm_, run, packed_, shares); });
     for (int64_t row = 0; row < rows; ++row) {
       const Segment& segment = segments[numbers[row]];
       std::copy_n(&at.h_n[row * H], H, new_h_ + numbers[row] * H);

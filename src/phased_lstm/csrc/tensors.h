@@ -6,6 +6,7 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <atomic>
 #include <exception>
 #include <initializer_list>
 #include <mutex>
@@ -14,6 +15,7 @@
 #include <vector>
 
 #include "buffer.h"
+#include "kernels.h"
 
 namespace {
 
@@ -85,20 +87,39 @@ Tensor blank(const Tensor& like, std::vector<int64_t> shape, bool zero = false) 
   return tensor;
 }
 
-// Runs f over [0, count) on torch's threads; an exception in any of them is raised again here.
+// Steps from which threads may change places half way: in fewer they would win less than it takes.
+constexpr int64_t kWorthExchanging = 64;
+
+// How often threads have changed places, so that tests can tell.
+std::atomic<int64_t> changed_places{0};
+
+// Calls f on torch's threads, which share out work among themselves: each takes shares, up to `count` in all, until none
+// is left. So a slow thread does less. `steps`: how many a share has, if threads are to change places half way. An
+// exception in any of them is raised again here.
 template <typename F>
-void spread(int64_t count, const F& f) {
+void share_out(int64_t count, int64_t steps, const F& f) {
+  std::vector<phased_lstm::Exchange> exchanges(count > 1 && steps >= kWorthExchanging ? (count + 1) / 2 : 0);
+  phased_lstm::Shares shares{count, exchanges.empty() ? nullptr : exchanges.data()};
   std::mutex guard;
   std::string failure;
-  torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(0, count, 1, [&](int64_t, int64_t) {
     try {
-      f(begin, end);
+      f(shares);
     } catch (const std::exception& error) {
       const std::lock_guard<std::mutex> lock(guard);
       failure = error.what();
     }
   });
+  for (const auto& exchange : exchanges) changed_places += exchange.state == phased_lstm::Exchange::kAnswered;
   STD_TORCH_CHECK(failure.empty(), "a phased_lstm kernel failed: ", failure);
+}
+
+// Calls f(i) for all i in [0, count) on torch's threads.
+template <typename F>
+void spread(int64_t count, const F& f) {
+  share_out(count, 0, [&](phased_lstm::Shares& shares) {
+    for (int64_t i; (i = phased_lstm::take(shares)) < count;) f(i);
+  });
 }
 
 }  // namespace

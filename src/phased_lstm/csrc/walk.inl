@@ -65,6 +65,7 @@ class Walk {
         slots_((layer.units + kWords - 1) / kWords * kWords),
         open_(slots_.size() + kFloatLanes),
         event_(group_rows(layer.batch) * layer.units + kLargestGroup),
+        listed_(event_.size()),
         number_(event_.size()),
         place_(event_.size()),
         blocks_((kRowBlock + 1) * most_blocks_),
@@ -254,11 +255,15 @@ class Walk {
   // A unit's open slots are the bits of a number; units come in order, and of each its slots.
   void merge(Tick tick) {
     std::fill(slots_.begin(), slots_.end(), 0);
+    // First one list of all, in place of loops of a few, whose ends are hard to foresee.
+    uint32_t* listed = listed_.data();
     for (Tick rest = tick; rest; rest &= rest - 1) {
       const int slot = __builtin_ctz(rest);
-      const int32_t* units = layer_.events.units + first_event_[slot];
-      for (int64_t e = 0; e < found_[slot]; ++e) slots_[units[e]] |= static_cast<uint16_t>(1u << slot);
+      put_codes(layer_.events.units + first_event_[slot], found_[slot], kSlotBits, static_cast<uint32_t>(slot), listed);
+      listed += found_[slot];
     }
+    for (const uint32_t* code = listed_.data(); code < listed; ++code)
+      slots_[*code >> kSlotBits] |= static_cast<uint16_t>(1u << (*code & (kLargestGroup - 1)));
     // The units that are open in any slot: first their list, since branches on bits are hard to foresee.
     int32_t* open_end = open_.data();
     LaneNumbers units;
@@ -299,7 +304,7 @@ class Walk {
   Buffer<int32_t> open_;
   // unit << kSlotBits | slot, an event's number among those of its slot, with room for a vector behind the last, and
   // what `places` last gave.
-  Buffer<uint32_t> event_;
+  Buffer<uint32_t> event_, listed_;
   Buffer<int32_t> number_, place_;
   // Where the blocks of each size begin, and how many there are; size 0 is for what is no block.
   Buffer<int32_t> blocks_;

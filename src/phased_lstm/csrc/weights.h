@@ -37,8 +37,8 @@ void pack_open(const Layer<T>& layer, bool lstm, Buffer<T>& packed) {
   }
   const uint8_t* wanted = open.empty() ? nullptr : open.data();
   const int64_t parts = wanted ? 1 : 1 + size * static_cast<int64_t>(sizeof(T)) / kPackedBytes;
-  spread(parts, [&](int64_t begin, int64_t end) {
-    table<T>().pack(layer, lstm, packed.data(), wanted, begin * layer.units / parts, end * layer.units / parts);
+  spread(parts, [&](int64_t part) {
+    table<T>().pack(layer, lstm, packed.data(), wanted, part * layer.units / parts, (part + 1) * layer.units / parts);
   });
 }
 

@@ -1,0 +1,91 @@
+"""Threads that share work, and change places half way where one of them is faster."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from test_native import PLAIN, leaves, run
+from torch import Tensor
+
+from phased_lstm.ops import native
+
+# Steps of the sequences that two threads begin with: one of them is half way when the other is not.
+_LONG, _SHORT = 400, 150
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)
+
+
+def _unequal_shares(lstm: bool, shared: bool, leak: float, batch: int = 32) -> tuple[list[Tensor], dict[str, Any]]:
+    values = [value.float() for value in leaves(lstm, (batch, _LONG, 3, 21), shared, False)]
+    values[1] = values[1].sort(-1).values
+    lengths = torch.full((batch,), _LONG)
+    # In groups of 16, whether by rows or by panels.
+    lengths[16:] = _SHORT
+    return values, PLAIN | {"lengths": lengths, "leak": leak}
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="two threads need two processors to run side by side")
+@pytest.mark.parametrize(("shared", "leak"), [(False, 0.0), (True, 0.0), (False, 0.01)], ids=["own", "shared", "leak"])
+@pytest.mark.parametrize("lstm", [True, False])
+def test_threads_change_places_and_no_bit_does(lstm: bool, shared: bool, leak: float, two_threads: None) -> None:
+    values, options = _unequal_shares(lstm, shared, leak)
+    torch.set_num_threads(1)
+    alone = run(native, values, lstm, **options)
+    torch.set_num_threads(2)
+    before = torch.ops.phased_lstm.changed_places()
+    # A thread that has no processor of its own at the moment does not answer.
+    for _ in range(200):
+        outputs, gradients = run(native, values, lstm, **options)
+        for a, b in zip(alone[0] + alone[1], outputs + gradients, strict=True):
+            assert torch.equal(a, b)
+        if torch.ops.phased_lstm.changed_places() >= before + 6:
+            return
+    pytest.fail("200 runs on two threads, and they changed places fewer than 6 times")
+
+
+def test_one_thread_has_nobody_to_change_places_with() -> None:
+    values, options = _unequal_shares(True, False, 0.0)
+    before = torch.ops.phased_lstm.changed_places()
+    run(native, values, True, **options)
+    assert torch.ops.phased_lstm.changed_places() == before
+
+
+@pytest.mark.parametrize("batch", [17, 33, 48, 70])
+def test_shares_without_a_partner_come_out_the_same(batch: int, two_threads: None) -> None:
+    values, options = _unequal_shares(True, False, 0.0, batch)
+    together = run(native, values, True, **options)
+    torch.set_num_threads(1)
+    alone = run(native, values, True, **options)
+    for a, b in zip(alone[0] + alone[1], together[0] + together[1], strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("lstm", [True, False])
+def test_an_empty_batch_has_no_share(lstm: bool, shared: bool) -> None:
+    values = [value.float() for value in leaves(lstm, (0, 70, 3, 21), shared, False)]
+    _, gradients = run(native, values, lstm, **PLAIN)
+    assert all(not gradient.any() for gradient in gradients)
+
+
+def test_a_thread_that_fails_keeps_nobody_waiting(two_threads: None) -> None:
+    """The other thread reaches its half, and must not wait for one that is gone."""
+    values, options = _unequal_shares(True, False, 0.0)
+    values = [value.detach() for value in values]
+    values[0].requires_grad_()
+    for _ in range(20):
+        times = values[1].clone()
+        output, _, _ = native.phased_lstm(values[0], times, *values[2:10], peephole=None, **options)
+        # Those of the first half of the batch: its thread finds events that are not those of its tape.
+        times.data[:16] = torch.rand(16, _LONG).sort(1).values
+        with pytest.raises(RuntimeError, match="were times changed between forward and backward"):
+            output.sum().backward()
