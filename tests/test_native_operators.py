@@ -146,6 +146,22 @@ def test_operators_check_their_arguments(name: str, message: str) -> None:
         raw_call(name)()
 
 
+def test_offsets_that_wrap_around_are_no_places_of_events() -> None:
+    """Those of a row between others rise by H a step, from 2**63 - 1 on."""
+    batch, steps, hidden = 3, 50, 1000
+    offsets = torch.zeros(batch, steps + 1, dtype=torch.int64)
+    offsets[1, 0] = 2**63 - 1
+    offsets[1, 1:] = torch.arange(1, steps + 1) * hidden - 1 - 2**63
+    events = (offsets, torch.zeros(0, dtype=torch.int32), torch.zeros(0))
+    one, h = torch.ones(hidden, dtype=torch.float64), torch.zeros(batch, hidden)
+    with pytest.raises(RuntimeError, match="offsets should rise by at most H a step"):
+        torch.ops.phased_lstm.layer_backward(
+            torch.zeros(batch, steps, 1), torch.zeros(batch, steps).double(), None, torch.zeros(4 * hidden, 1),
+            torch.zeros(4 * hidden, hidden), None, None, None, one, one, one, 0.0, 0, False, h, torch.zeros(0, 8),
+            *events, None, h, h, False, True,
+        )  # fmt: skip
+
+
 def test_units_may_fall_or_repeat_from_step_to_step() -> None:
     """With empty steps between, and from row to row. What is refused next is the tape, which is of other events."""
     events = (

@@ -77,6 +77,30 @@ def test_an_empty_batch_has_no_share(lstm: bool, shared: bool) -> None:
     assert all(not gradient.any() for gradient in gradients)
 
 
+def test_threads_flush_denormal_numbers_as_their_caller_does(two_threads: None) -> None:
+    """Threads of torch keep the mode that they started in, and which of them does what is a matter of time."""
+    values = [value.float() for value in leaves(True, (64, 60, 3, 21), False, False)]
+    values[0].requires_grad_()
+
+    def gradient() -> Tensor:
+        _, h_n, _ = native.phased_lstm(*values[:10], peephole=None, **PLAIN)
+        # Of these some are denormal.
+        return torch.autograd.grad((h_n * 1e-37).sum(), values[0])[0]
+
+    def has_denormals(tensor: Tensor) -> bool:
+        return bool(((tensor != 0) & (tensor.abs() < torch.finfo(tensor.dtype).tiny)).any())
+
+    kept = gradient()
+    try:
+        assert torch.set_flush_denormal(True)
+        flushed = [gradient() for _ in range(20)]
+    finally:
+        # What is denormal looks like zero before.
+        torch.set_flush_denormal(False)
+    assert has_denormals(kept)
+    assert not any(map(has_denormals, flushed))
+
+
 def test_a_thread_that_fails_keeps_nobody_waiting(two_threads: None) -> None:
     """The other thread reaches its half, and must not wait for one that is gone."""
     values, options = _unequal_shares(True, False, 0.0)

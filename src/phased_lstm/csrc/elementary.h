@@ -8,9 +8,6 @@
 
 #include "simd.h"
 
-// What is given and returned are registers, which a call would carry through memory.
-#define PHASED_LSTM_INLINE inline __attribute__((always_inline))
-
 namespace {
 
 // Vectors on which the same is done: each of the two is a vector, or Both once more. An operation waits for the one

@@ -169,7 +169,7 @@ Events<T> checked_events(const Tensor& offsets, const Tensor& event_units, const
     if (starts[row * (steps + 1)] != starts[row * (steps + 1) - 1]) rising = false;
   spread(rows, [&](int64_t row) {
     const int64_t *of_row = starts + row * (steps + 1), first = of_row[0], last = of_row[steps];
-    bool good = first >= 0 && last <= count;
+    bool good = first >= 0 && first <= last && last <= count;
     // Unsigned, as whatever was handed in must not overflow; what falls is then far above.
     for (int64_t t = 0; t < steps; ++t)
       good &= static_cast<uint64_t>(of_row[t + 1]) - static_cast<uint64_t>(of_row[t]) <= static_cast<uint64_t>(hidden);
@@ -180,7 +180,7 @@ Events<T> checked_events(const Tensor& offsets, const Tensor& event_units, const
     for (int64_t e = first; e < last; ++e) good &= static_cast<uint32_t>(units[e]) < most;
     if (!good) inside = false;
     // Within a step each unit comes once, in order: a state is written once for each event. So where units do not rise,
-    // a step begins. (Both are counted without branches, in one go.)
+    // a step begins.
     int64_t falls = 0, falls_between = 0;
     for (int64_t e = first + 1; e < last; ++e) falls += units[e - 1] >= units[e];
     for (int64_t t = 1; t < steps; ++t) {

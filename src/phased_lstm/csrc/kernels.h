@@ -125,14 +125,15 @@ struct alignas(64) Exchange {
 struct Shares {
   int64_t count;
   Exchange* exchanges = nullptr;
-  std::atomic<int64_t> next{0};  // the first that nobody has taken
+  std::atomic<int64_t> next{0};  // the first that nobody has taken; beyond the count when all are
 };
 
-// The next share; what is not below the count is none.
-static inline int64_t take(Shares& shares) { return shares.next.fetch_add(1, std::memory_order_relaxed); }
+// The next share; what is not below the count is none. (Static, as no two instruction sets may share a function.)
+static inline int64_t take_share(Shares& shares) { return shares.next.fetch_add(1, std::memory_order_relaxed); }
 
 // One instruction set's kernels. forward and backward may run on several threads at once, for as many shares as each
-// gets: forward's are groups of sequences, backward's are chunks of groups, which gather gradients of their own.
+// gets. Forward's are groups of sequences. Backward's are chunks, which gather gradients of their own: of n groups and m
+// chunks, chunk c is groups c n / m .. (c + 1) n / m.
 template <typename T>
 struct KernelTable {
   // The open events of steps begin .. end of a row, and how many each step has.
@@ -150,11 +151,11 @@ struct KernelTable {
   void (*forward)(const Layer<T>&, bool lstm, const Forward<T>&, const T* packed, Shares&);
   // Values in one chunk's share of the gradients.
   int64_t (*partial_size)(const Layer<T>&, bool lstm);
-  // `partials` (chunks, partial_size) and `gates` (chunks, 3, H), zero on entry, gather the gradients that rows share.
+  // `partials` (chunks, partial_size) and `gate_sums` (chunks, 3, H), zero on entry, gather the gradients that rows share.
   void (*backward)(const Layer<T>&, bool lstm, const Backward<T>&, const T* packed, Shares&, T* partials,
-                   double* gates);
+                   double* gate_sums);
   // Adds up the chunks' shares in their order, in the place of the first, and puts them into torch's layout.
-  void (*gather)(const Layer<T>&, bool lstm, const Backward<T>&, T* partials, const double* gates,
+  void (*gather)(const Layer<T>&, bool lstm, const Backward<T>&, T* partials, const double* gate_sums,
                  int64_t chunks);
 };
 

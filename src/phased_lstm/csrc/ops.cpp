@@ -27,6 +27,8 @@ constexpr int64_t kChunks = 16;
 // From so many sequences on, those that can run side by side do.
 constexpr int64_t kPanelBatch = 4;
 
+static_assert(kPanelBatch - 1 <= kChunks, "sequences that go one after the other are a chunk each");
+
 // The operands that all operators share.
 struct Operands {
   Tensor input;
@@ -184,7 +186,7 @@ BackwardResult backward(const Operands& from, const Times& times, const Events<T
                         output<double>(grad_gate),
                         need_times ? output<double>(grad_times) : nullptr};
   const int64_t parts = std::min(groups(layer), kChunks);
-  // Of an empty batch there is one that nothing is added to.
+  // An empty batch has one, too, to gather zeros from.
   const int64_t chunks = std::max<int64_t>(1, parts);
   Buffer<T> partials(chunks * table<T>().partial_size(layer, lstm), T(0));
   std::vector<double> gates(chunks * 3 * H, 0.0);
@@ -345,7 +347,7 @@ int64_t instruction_set() {
   return name == "avx512" ? 2 : name == "avx2" ? 1 : 0;
 }
 
-int64_t times_threads_changed_places() { return changed_places; }
+int64_t read_changed_places() { return changed_places; }
 
 }  // namespace
 
@@ -386,5 +388,5 @@ STABLE_TORCH_LIBRARY_IMPL(phased_lstm, CPU, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(phased_lstm, CompositeExplicitAutograd, m) {
   m.impl("instruction_set", TORCH_BOX(&instruction_set));
-  m.impl("changed_places", TORCH_BOX(&times_threads_changed_places));
+  m.impl("changed_places", TORCH_BOX(&read_changed_places));
 }

@@ -97,7 +97,7 @@ void pack(const Layer<T>& layer, T* packed, const uint8_t* wanted, int64_t begin
 
 // Adds up the chunks' shares in their order and puts them into torch's layout.
 template <typename T, int G>
-void gather(const Layer<T>& layer, const Backward<T>& run, T* partials, const double* gates, int64_t chunks) {
+void gather(const Layer<T>& layer, const Backward<T>& run, T* partials, const double* gate_sums, int64_t chunks) {
   const Packing<T, G> packing(layer);
   const int64_t H = layer.units, I = layer.inputs, size = partial_size<T, G>(layer);
   for (int64_t chunk = 1; chunk < chunks; ++chunk)
@@ -120,7 +120,7 @@ void gather(const Layer<T>& layer, const Backward<T>& run, T* partials, const do
   }
   std::fill_n(run.grad_gate, 3 * H, 0.0);
   for (int64_t chunk = 0; chunk < chunks; ++chunk)
-    for (int64_t j = 0; j < 3 * H; ++j) run.grad_gate[j] += gates[chunk * 3 * H + j];
+    for (int64_t j = 0; j < 3 * H; ++j) run.grad_gate[j] += gate_sums[chunk * 3 * H + j];
 }
 
 }  // namespace

@@ -48,8 +48,8 @@ inline void multiply(const T* const (&rows)[B], int64_t stride, const int (&slot
 
 // drows[g][j] += sum_rows d[slots[g]][row] x[row][j], x being (P, width), for NC vectors of columns from j on.
 template <typename T, int G, int NV, int NC>
-inline void gather_columns(T* drows, int64_t stride, const int (&slots)[G], const T* d, const T* x, int64_t width,
-                           int64_t j) {
+PHASED_LSTM_INLINE void gather_columns(T* drows, int64_t stride, const int (&slots)[G], const T* d, const T* x,
+                                       int64_t width, int64_t j) {
   constexpr int lanes = Simd<T>::kLanes;
   constexpr int64_t P = kPanelRows<T, NV>;
   // Sums in parts, where one of a row after the other would wait for its own additions.
@@ -77,7 +77,8 @@ inline void gather_columns(T* drows, int64_t stride, const int (&slots)[G], cons
 
 // The same for all columns.
 template <typename T, int G, int NV>
-inline void gather_rows(T* drows, int64_t stride, const int (&slots)[G], const T* d, const T* x, int64_t width) {
+PHASED_LSTM_INLINE void gather_rows(T* drows, int64_t stride, const int (&slots)[G], const T* d, const T* x,
+                                    int64_t width) {
   constexpr int lanes = Simd<T>::kLanes, wide = 2;
   int64_t j = 0;
   for (; j + wide * lanes <= width; j += wide * lanes)
@@ -103,8 +104,8 @@ inline void gather_few(T* drows, int64_t stride, const int (&slots)[G], const T*
 // dcolumns[k][v] += sum_g rows[b][g][k] d[b][slots[g]][v] for the units b of a block, one after the other; dcolumns
 // being (width, P).
 template <typename T, int G, int NV, int B>
-inline void spread_back(const T* const (&rows)[B], int64_t stride, const int (&slots)[G], const T* d, T* dcolumns,
-                        int64_t width) {
+PHASED_LSTM_INLINE void spread_back(const T* const (&rows)[B], int64_t stride, const int (&slots)[G], const T* d,
+                                    T* dcolumns, int64_t width) {
   constexpr int lanes = Simd<T>::kLanes;
   constexpr int64_t P = kPanelRows<T, NV>;
   constexpr int M = kAtOnce<NV>;

@@ -275,8 +275,14 @@ class BackwardPanels {
   // An event's own derivatives, those of bias, peepholes and gate among them. `first`, `count`: of the step's events.
   void differentiate(int64_t t, int64_t first, int64_t count, int64_t e,
                      const typename EventGates<T>::Columns& shared) {
+    // By themselves, as a store of a vector may be one to any member, as far as the compiler knows.
+    const int64_t H = layer_.units, stride = packing_.state;
+    const T *const grad_h = grad_state_.data(), *const grad_c = grad_cell_.data();
+    T *const state = state_.data(), *const in_old = in_old_.data();
+    alignas(64) T in_phases[P];
+    PanelGate<T, NV> gate;
     const int64_t u = unit_of(layer_, first + e);
-    gate_.fill(layer_, *panel_, t, u, shared, e);
+    gate.fill(layer_, *panel_, t, u, shared, e);
     const T* tape =
         run_.tape + (index_ * events_in_row(layer_) + place_in_row(layer_, t, first + e)) * kFields * P;
     // The step before has about as many events, and the tape is far longer than a cache.
@@ -287,10 +293,10 @@ class BackwardPanels {
     V in_slots[4] = {}, in_peephole[3] = {}, in_phase_all{}, in_ratio_all{};
     for (int v = 0; v < NV; ++v) {
       const int64_t at = u * P + v * kLanes, to = e * P + v * kLanes, lane = v * kLanes;
-      const V k = gate_.at[v].k;
+      const V k = gate.at[v].k;
       const State<Vec<T>> old{load(tape + 4 * P + lane), Lstm ? load(tape + (kFields - 1) * P + lane) : V{}};
-      const State<Vec<T>> from{load(&grad_state_[at]), load(&grad_cell_[at])};
-      for (int j = 0; j < kLanes; ++j) state_[(lane + j) * packing_.state + u] = old.h[j];
+      const State<Vec<T>> from{load(grad_h + at), load(grad_c + at)};
+      for (int j = 0; j < kLanes; ++j) state[(lane + j) * stride + u] = old.h[j];
       V values[4];
       for (int slot = 0; slot < 4; ++slot) values[slot] = load(tape + slot * P + lane);
       Gradients<Vec<T>> found;
@@ -302,12 +308,12 @@ class BackwardPanels {
         store(d + slot * P + lane, found.sums[slot]);
         in_slots[slot] += found.sums[slot];
       }
-      store(&in_old_[to], found.old.h);
-      store(&in_old_[H() * P + to], found.old.c);
-      const V in_phase = found.k * gate_.at[v].slope;
-      store(in_phases_ + lane, in_phase);
+      store(in_old + to, found.old.h);
+      store(in_old + H * P + to, found.old.c);
+      const V in_phase = found.k * gate.at[v].slope;
+      store(in_phases + lane, in_phase);
       in_phase_all += in_phase;
-      in_ratio_all += found.k * gate_.at[v].in_ratio;
+      in_ratio_all += found.k * gate.at[v].in_ratio;
       in_peephole[0] += found.sums[0] * old.c;
       in_peephole[1] += found.sums[1] * old.c;
       in_peephole[2] += found.sums[3] * found.cell;
@@ -315,20 +321,20 @@ class BackwardPanels {
     T* head = packing_.head_of(partial_, u);
     store_quad(head, load_quad(head) + sums(in_slots));
     if (Lstm && layer_.peephole)
-      for (int j = 0; j < 3; ++j) partial_[H() * packing_.unit() + u * 3 + j] += sum(in_peephole[j]);
-    gate_sums_[2 * H() + u] += sum(in_ratio_all);
+      for (int j = 0; j < 3; ++j) partial_[H * packing_.unit() + u * 3 + j] += sum(in_peephole[j]);
+    gate_sums_[2 * H + u] += sum(in_ratio_all);
     const double period = run_.period[u];
     if (layer_.events.shared) {
       const double in_phase = static_cast<double>(sum(in_phase_all)) / period;
       gate_sums_[u] -= in_phase * (layer_.times[t] - run_.shift[u]) / period;
-      gate_sums_[H() + u] -= in_phase;
+      gate_sums_[H + u] -= in_phase;
     }
     for (int64_t lane = 0; lane < panel_->count && (run_.grad_times || !layer_.events.shared); ++lane) {
       const int64_t row = panel_->first + lane;
-      const double in_phase = static_cast<double>(in_phases_[lane]) / period;
+      const double in_phase = static_cast<double>(in_phases[lane]) / period;
       if (!layer_.events.shared) {
         gate_sums_[u] -= in_phase * (layer_.times[row * layer_.steps + t] - run_.shift[u]) / period;
-        gate_sums_[H() + u] -= in_phase;
+        gate_sums_[H + u] -= in_phase;
       }
       if (run_.grad_times && inside(layer_, row, t)) run_.grad_times[row * layer_.steps + t] += in_phase;
     }
@@ -347,13 +353,11 @@ class BackwardPanels {
   // For each event of a step: gradients of its four sums and of the state before it.
   Buffer<T> in_sums_, in_old_;
   EventGates<T> gates_;
-  PanelGate<T, NV> gate_;
   std::optional<Panel<T, NV>> panel_;
   std::optional<InputColumns<T, NV>> columns_;
   int64_t begin_ = 0, end_ = 0, index_ = 0, steps_ = 0, left_ = 0;
   T* partial_ = nullptr;
   double* gate_sums_ = nullptr;
-  alignas(64) T in_phases_[P];
 };
 
 // Vectors of a panel at most. Doubles are for checks, and wider panels of them not worth the compiler's time.

@@ -27,8 +27,8 @@ inline void multiply_rows(const T* rows, int64_t stride, int64_t from, int64_t w
 // The four sums of a unit for NR sequences, into rows of four. `x`: their states with the features behind; `few`: their
 // features when there are few.
 template <typename T, int G, int NR, bool ask>
-inline void unit_sums(const Packing<T, G>& packing, const T* packed, int64_t u, int64_t next, const T* const* x,
-                      const T* const* few, T* out) {
+PHASED_LSTM_INLINE void unit_sums(const Packing<T, G>& packing, const T* packed, int64_t u, int64_t next,
+                                  const T* const* x, const T* const* few, T* out) {
   const int64_t ahead = (next - u) * packing.unit();
   Vec<T> acc[NR][4];
   clear(acc);
@@ -64,8 +64,7 @@ inline void spread_rows(const T* rows, int64_t stride, int64_t from, int64_t wid
   }
 }
 
-// What an event adds to the gradients of its few features, of the peepholes (i, f, o), and of period, shift and ratio,
-// `stride` apart. `d`: gradients of its sums; `in_phase`: of the time less the shift; `turns`: that in periods.
+// What an event adds to the gradients of its few features. `d`: gradients of its sums.
 template <typename T, int G>
 inline void add_few(const Packing<T, G>& packing, const T* packed, int64_t u, const T* d, T* to) {
   for (int64_t i = 0; i < packing.few; ++i) {
@@ -74,6 +73,7 @@ inline void add_few(const Packing<T, G>& packing, const T* packed, int64_t u, co
   }
 }
 
+// To those of the peepholes (i, f, o).
 template <typename T>
 inline void add_peepholes(const T* d, T old_c, T cell, T* to) {
   to[0] += d[0] * old_c;
@@ -81,6 +81,8 @@ inline void add_peepholes(const T* d, T old_c, T cell, T* to) {
   to[2] += d[3] * cell;
 }
 
+// To those of period, shift and ratio, `stride` apart. `in_phase`: gradient of the time less the shift; `turns`: that in
+// periods.
 inline void add_gate(double in_phase, double in_ratio, double turns, int64_t stride, double* to) {
   to[0] -= in_phase * turns;
   to[stride] -= in_phase;

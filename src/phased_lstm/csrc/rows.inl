@@ -211,13 +211,13 @@ class BackwardRows {
  public:
   // `chunks`: how many there are.
   BackwardRows(const Layer<T>& layer, const Backward<T>& run, const T* packed, int64_t chunks, T* partials,
-               double* gates)
+               double* gate_sums)
       : layer_(layer),
         run_(run),
         packed_(packed),
         chunks_(chunks),
         partials_(partials),
-        gates_(gates),
+        all_gate_sums_(gate_sums),
         packing_(layer),
         size_(group_rows(layer.batch)),
         state_(packing_, size_, layer.units),
@@ -235,7 +235,7 @@ class BackwardRows {
     group_ = begin_ = chunk * groups / chunks_;
     end_ = (chunk + 1) * groups / chunks_;
     partial_ = partials_ + chunk * partial_size<T, G>(layer_);
-    gate_sums_ = gates_ + chunk * 3 * H();
+    gate_sums_ = all_gate_sums_ + chunk * 3 * H();
     begin_group();
   }
 
@@ -387,7 +387,7 @@ class BackwardRows {
   const T* packed_;
   int64_t chunks_;
   T* partials_;
-  double* gates_;
+  double* all_gate_sums_;
   Packing<T, G> packing_;
   int64_t size_;
   GroupState<T, G> state_, grad_;

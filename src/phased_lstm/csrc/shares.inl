@@ -6,6 +6,7 @@
 #include <atomic>
 #include <chrono>
 #include <memory>
+#include <thread>
 
 #include "kernels.h"
 
@@ -13,10 +14,10 @@ namespace {
 
 using phased_lstm::Exchange;
 using phased_lstm::Shares;
-using phased_lstm::take;
+using phased_lstm::take_share;
 
-// A thread's part in an exchange, for as long as it works at a share. `Work` is what it does there, a step at a time; it
-// may go on in any thread.
+// A thread's part in an exchange, for as long as it works at a share. `Work` is what it does there, a step at a time, and
+// may go on in any thread: begin(share), then step() until progress() is 1, then end().
 template <typename Work>
 class Meeting {
  public:
@@ -27,9 +28,9 @@ class Meeting {
         begun_(Clock::now()) {
     if (exchange_) exchange_->begun.fetch_add(1, std::memory_order_relaxed);
   }
-  // Who waits for an answer is to wait no longer.
+  // Whoever waits for an answer is to wait no longer, and nobody to begin.
   ~Meeting() {
-    if (exchange_) close(Exchange::kOpen) || close(theirs());
+    if (exchange_ && !close(Exchange::kOpen)) close(theirs());
   }
   Meeting(const Meeting&) = delete;
 
@@ -72,6 +73,7 @@ class Meeting {
     do {
       state = exchange_->state.load(std::memory_order_acquire);
       if (state == mine_ && Clock::now() > until) close(mine_);
+      std::this_thread::yield();
     } while (state == mine_ || state == Exchange::kAnswering);
     if (state == Exchange::kAnswered) receive(work);
   }
@@ -106,7 +108,7 @@ class Meeting {
 // Goes through one share after the other, as many as this thread gets.
 template <typename Work>
 void go(Shares& shares, std::unique_ptr<Work> work) {
-  for (int64_t share; (share = take(shares)) < shares.count;) {
+  for (int64_t share; (share = take_share(shares)) < shares.count;) {
     work->begin(share);
     Meeting<Work> meeting(shares, share);
     while (work->progress() < 1.0) {

@@ -13,6 +13,9 @@
 #include <immintrin.h>
 #endif
 
+// Where vectors that are given and returned would go through memory, or inner loops would not know their constants.
+#define PHASED_LSTM_INLINE inline __attribute__((always_inline))
+
 namespace {
 
 constexpr int kFloatLanes = PHASED_LSTM_LANES;

@@ -57,7 +57,7 @@ void forward_single(const Layer<T>& layer, const Forward<T>& run, const T* packe
   const int64_t H = layer.units, I = layer.inputs;
   Buffer<T> state(packing.row(), T(0)), cell(Lstm ? H : 0), sums(4 * padded<T>(H), T(0)), fresh(2 * padded<T>(H));
   T *const h = state.data(), *const c = cell.data(), *const new_h = fresh.data(), *const new_c = new_h + padded<T>(H);
-  for (int64_t row; (row = take(shares)) < shares.count;) {
+  for (int64_t row; (row = take_share(shares)) < shares.count;) {
     const int64_t* offsets = offsets_of(layer, row);
     const int64_t valid = valid_steps(layer, row);
     std::copy_n(run.h0 + row * H, H, h);
@@ -128,7 +128,7 @@ inline void spread_units(const T* const (&rows)[NU], int64_t stride, int64_t fro
 
 template <typename T, bool Lstm>
 void backward_single(const Layer<T>& layer, const Backward<T>& run, const T* packed, Shares& shares, T* partials,
-                     double* gates_of_rows) {
+                     double* all_gate_sums) {
   constexpr int G = Lstm ? 4 : 3, lanes = Simd<T>::kLanes, fields = Lstm ? 6 : 5;
   const Packing<T, G> packing(layer);
   const int64_t H = layer.units, I = layer.inputs;
@@ -141,9 +141,9 @@ void backward_single(const Layer<T>& layer, const Backward<T>& run, const T* pac
   std::vector<double> inverse(H);
   for (int64_t u = 0; u < H; ++u) inverse[u] = 1.0 / run.period[u];
   // A chunk is a sequence here.
-  for (int64_t row; (row = take(shares)) < shares.count;) {
+  for (int64_t row; (row = take_share(shares)) < shares.count;) {
     T *const partial = partials + row * partial_size<T, G>(layer), *const peepholes = partial + H * packing.unit();
-    double* const gate_sums = gates_of_rows + row * 3 * H;
+    double* const gate_sums = all_gate_sums + row * 3 * H;
     const int64_t* offsets = offsets_of(layer, row);
     const int64_t valid = valid_steps(layer, row);
     std::copy_n(run.h_n + row * H, H, h);

@@ -55,23 +55,24 @@ constexpr KernelTable<T> table() {
         return lstm ? partial_size<T, 4>(layer) : partial_size<T, 3>(layer);
       },
       [](const L& layer, bool lstm, const Backward<T>& run, const T* packed, Shares& shares, T* partials,
-         double* gates) {
+         double* gate_sums) {
         with_cell(lstm, [&](auto of_lstm) {
           constexpr bool Lstm = of_lstm();
           const int64_t chunks = shares.count;
           if (layer.panels)
             with_panel(layer, [&](auto n) {
               go(shares,
-                 std::make_unique<BackwardPanels<T, Lstm, n()>>(layer, run, packed, chunks, partials, gates));
+                 std::make_unique<BackwardPanels<T, Lstm, n()>>(layer, run, packed, chunks, partials, gate_sums));
             });
           else if (alone(layer))
-            backward_single<T, Lstm>(layer, run, packed, shares, partials, gates);
+            backward_single<T, Lstm>(layer, run, packed, shares, partials, gate_sums);
           else
-            go(shares, std::make_unique<BackwardRows<T, Lstm>>(layer, run, packed, chunks, partials, gates));
+            go(shares, std::make_unique<BackwardRows<T, Lstm>>(layer, run, packed, chunks, partials, gate_sums));
         });
       },
-      [](const L& layer, bool lstm, const Backward<T>& run, T* partials, const double* gates, int64_t chunks) {
-        lstm ? gather<T, 4>(layer, run, partials, gates, chunks) : gather<T, 3>(layer, run, partials, gates, chunks);
+      [](const L& layer, bool lstm, const Backward<T>& run, T* partials, const double* gate_sums, int64_t chunks) {
+        lstm ? gather<T, 4>(layer, run, partials, gate_sums, chunks)
+             : gather<T, 3>(layer, run, partials, gate_sums, chunks);
       },
   };
 }

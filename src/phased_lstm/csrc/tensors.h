@@ -1,5 +1,5 @@
-// What the operators do to torch's tensors, on the stable ABI: shapes, dtypes, new tensors, threads. Everything is in an
-// anonymous namespace, for the files that include it.
+// What the operators do to torch's tensors, on the stable ABI: shapes, dtypes, new tensors, threads. All but a counter is
+// in an anonymous namespace, for the files that include it.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -15,7 +15,15 @@
 #include <vector>
 
 #include "buffer.h"
+#include "float_mode.h"
 #include "kernels.h"
+
+namespace phased_lstm {
+
+// How often threads have changed places, so that tests can tell.
+inline std::atomic<int64_t> changed_places{0};
+
+}  // namespace phased_lstm
 
 namespace {
 
@@ -90,19 +98,19 @@ Tensor blank(const Tensor& like, std::vector<int64_t> shape, bool zero = false) 
 // Steps from which threads may change places half way: in fewer they would win less than it takes.
 constexpr int64_t kWorthExchanging = 64;
 
-// How often threads have changed places, so that tests can tell.
-std::atomic<int64_t> changed_places{0};
-
-// Calls f on torch's threads, which share out work among themselves: each takes shares, up to `count` in all, until none
-// is left. So a slow thread does less. `steps`: how many a share has, if threads are to change places half way. An
-// exception in any of them is raised again here.
+// Calls f on torch's threads, in the caller's mode of arithmetic. They share out work among themselves: each takes shares,
+// up to `count` in all, until none is left, so that a slow thread does less. `steps`: how many a sequence has, which
+// tells whether to change places is worth it; 0 where threads cannot. An exception in any of them is raised again here.
 template <typename F>
 void share_out(int64_t count, int64_t steps, const F& f) {
   std::vector<phased_lstm::Exchange> exchanges(count > 1 && steps >= kWorthExchanging ? (count + 1) / 2 : 0);
   phased_lstm::Shares shares{count, exchanges.empty() ? nullptr : exchanges.data()};
   std::mutex guard;
   std::string failure;
+  // Or bits would depend on who did what.
+  const FloatMode mode = float_mode();
   torch::stable::parallel_for(0, count, 1, [&](int64_t, int64_t) {
+    const SameFloatMode same(mode);
     try {
       f(shares);
     } catch (const std::exception& error) {
@@ -110,7 +118,8 @@ void share_out(int64_t count, int64_t steps, const F& f) {
       failure = error.what();
     }
   });
-  for (const auto& exchange : exchanges) changed_places += exchange.state == phased_lstm::Exchange::kAnswered;
+  for (const auto& exchange : exchanges)
+    phased_lstm::changed_places += exchange.state == phased_lstm::Exchange::kAnswered;
   STD_TORCH_CHECK(failure.empty(), "a phased_lstm kernel failed: ", failure);
 }
 
@@ -118,7 +127,7 @@ void share_out(int64_t count, int64_t steps, const F& f) {
 template <typename F>
 void spread(int64_t count, const F& f) {
   share_out(count, 0, [&](phased_lstm::Shares& shares) {
-    for (int64_t i; (i = phased_lstm::take(shares)) < count;) f(i);
+    for (int64_t i; (i = phased_lstm::take_share(shares)) < count;) f(i);
   });
 }
 

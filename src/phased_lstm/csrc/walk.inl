@@ -302,8 +302,8 @@ class Walk {
   Buffer<uint16_t> slots_;
   // The units that are open in any.
   Buffer<int32_t> open_;
-  // unit << kSlotBits | slot, an event's number among those of its slot, with room for a vector behind the last, and
-  // what `places` last gave.
+  // unit << kSlotBits | slot, of the events by unit and, before they are sorted, by slot; an event's number among those of
+  // its slot; what `places` last gave. There is room for a vector behind the last.
   Buffer<uint32_t> event_, listed_;
   Buffer<int32_t> number_, place_;
   // Where the blocks of each size begin, and how many there are; size 0 is for what is no block.
