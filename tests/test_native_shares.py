@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +13,11 @@ from test_native import PLAIN, leaves, run
 from torch import Tensor
 
 from phased_lstm.ops import native
+
+pytestmark = pytest.mark.skipif(bool(native.missing()), reason=f"native kernels: {native.missing()}")
+
+# Not every system tells which processors a process may use.
+_PROCESSORS = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 # Steps of the sequences that two threads begin with: one of them is half way when the other is not.
 _LONG, _SHORT = 400, 150
@@ -33,7 +39,7 @@ def _unequal_shares(lstm: bool, shared: bool, leak: float, batch: int = 32) -> t
     return values, PLAIN | {"lengths": lengths, "leak": leak}
 
 
-@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="two threads need two processors to run side by side")
+@pytest.mark.skipif(_PROCESSORS < 2, reason="two threads need two processors to run side by side")
 @pytest.mark.parametrize(("shared", "leak"), [(False, 0.0), (True, 0.0), (False, 0.01)], ids=["own", "shared", "leak"])
 @pytest.mark.parametrize("lstm", [True, False])
 def test_threads_change_places_and_no_bit_does(lstm: bool, shared: bool, leak: float, two_threads: None) -> None:
