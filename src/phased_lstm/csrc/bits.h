@@ -1,9 +1,7 @@
 // Sets of up to sixteen as the bits of a number: which of many are not empty, and a counter for each member.
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
-#include <cstring>
 
 #include "simd.h"
 
@@ -27,16 +25,6 @@ inline unsigned nonzero_bits(const uint16_t* p) {
   for (int i = 0; i < kWords; ++i) bits |= static_cast<unsigned>(p[i] != 0) << i;
   return bits;
 #endif
-}
-
-// Writes numbers[i] << shift | low, `count` of them; whole vectors are written.
-inline void put_codes(const int32_t* numbers, int64_t count, int shift, uint32_t low, uint32_t* codes) {
-  typedef uint32_t Codes __attribute__((vector_size(kFloatLanes * 4)));
-  for (int64_t i = 0; i < count; i += kFloatLanes) {
-    const int64_t here = std::min<int64_t>(kFloatLanes, count - i);
-    const Codes all = ((Codes)load_first(reinterpret_cast<const float*>(numbers + i), here) << shift) | low;
-    std::memcpy(codes + i, &all, sizeof all);
-  }
 }
 
 // Sixteen counters, from zero on.

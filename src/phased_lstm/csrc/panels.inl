@@ -14,6 +14,7 @@
 #include "panel_products.inl"
 #include "quads.h"
 #include "rows.inl"
+#include "shares.inl"
 #include "simd.h"
 #include "state_products.inl"
 
@@ -167,26 +168,20 @@ class BackwardPanels {
         gates_(layer, 0, layer.events.shared ? layer.events.count : 0, !layer.reverse, true) {}
 
   void begin(int64_t chunk) {
-    const int64_t panels = (layer_.batch + P - 1) / P;
-    index_ = begin_ = chunk * panels / chunks_;
-    end_ = (chunk + 1) * panels / chunks_;
+    chunk_ = Chunk(chunk, chunks_, (layer_.batch + P - 1) / P);
     partial_ = partials_ + chunk * partial_size<T, G>(layer_);
     gate_sums_ = all_gate_sums_ + chunk * 3 * H();
     begin_panel();
   }
 
-  double progress() const {
-    if (index_ == end_) return 1.0;
-    const double of_panel = steps_ ? 1.0 - static_cast<double>(left_) / static_cast<double>(steps_) : 0.0;
-    return (static_cast<double>(index_ - begin_) + of_panel) / static_cast<double>(end_ - begin_);
-  }
+  double progress() const { return chunk_.progress(left_, steps_); }
 
   void step() {
     if (left_) back(layer_.reverse ? steps_ - left_ : left_ - 1), --left_;
     if (left_) return;
     transpose_out(grad_state_.data(), *panel_, H(), run_.grad_h0);
     if (Lstm) transpose_out(grad_cell_.data(), *panel_, H(), run_.grad_c0);
-    if (++index_ < end_) begin_panel();
+    if (chunk_.next()) begin_panel();
   }
 
   void end() {}
@@ -200,7 +195,7 @@ class BackwardPanels {
   int64_t I() const { return layer_.inputs; }
 
   void begin_panel() {
-    panel_.emplace(layer_, index_);
+    panel_.emplace(layer_, chunk_.group());
     columns_.emplace(layer_, *panel_);
     for (int64_t lane = 0; lane < P; ++lane)
       std::copy_n(run_.h_n + panel_->row(lane) * H(), H(), &state_[lane * packing_.state]);
@@ -275,16 +270,12 @@ class BackwardPanels {
   // An event's own derivatives, those of bias, peepholes and gate among them. `first`, `count`: of the step's events.
   void differentiate(int64_t t, int64_t first, int64_t count, int64_t e,
                      const typename EventGates<T>::Columns& shared) {
-    // By themselves, as a store of a vector may be one to any member, as far as the compiler knows.
-    const int64_t H = layer_.units, stride = packing_.state;
-    const T *const grad_h = grad_state_.data(), *const grad_c = grad_cell_.data();
-    T *const state = state_.data(), *const in_old = in_old_.data();
     alignas(64) T in_phases[P];
     PanelGate<T, NV> gate;
     const int64_t u = unit_of(layer_, first + e);
     gate.fill(layer_, *panel_, t, u, shared, e);
     const T* tape =
-        run_.tape + (index_ * events_in_row(layer_) + place_in_row(layer_, t, first + e)) * kFields * P;
+        run_.tape + (chunk_.group() * events_in_row(layer_) + place_in_row(layer_, t, first + e)) * kFields * P;
     // The step before has about as many events, and the tape is far longer than a cache.
     for (int64_t value = 0; value < kFields * P; value += 64 / sizeof(T))
       __builtin_prefetch(tape - count * kFields * P + value);
@@ -295,8 +286,8 @@ class BackwardPanels {
       const int64_t at = u * P + v * kLanes, to = e * P + v * kLanes, lane = v * kLanes;
       const V k = gate.at[v].k;
       const State<Vec<T>> old{load(tape + 4 * P + lane), Lstm ? load(tape + (kFields - 1) * P + lane) : V{}};
-      const State<Vec<T>> from{load(grad_h + at), load(grad_c + at)};
-      for (int j = 0; j < kLanes; ++j) state[(lane + j) * stride + u] = old.h[j];
+      const State<Vec<T>> from{load(&grad_state_[at]), load(&grad_cell_[at])};
+      for (int j = 0; j < kLanes; ++j) state_[(lane + j) * packing_.state + u] = old.h[j];
       V values[4];
       for (int slot = 0; slot < 4; ++slot) values[slot] = load(tape + slot * P + lane);
       Gradients<Vec<T>> found;
@@ -308,8 +299,8 @@ class BackwardPanels {
         store(d + slot * P + lane, found.sums[slot]);
         in_slots[slot] += found.sums[slot];
       }
-      store(in_old + to, found.old.h);
-      store(in_old + H * P + to, found.old.c);
+      store(&in_old_[to], found.old.h);
+      store(&in_old_[H() * P + to], found.old.c);
       const V in_phase = found.k * gate.at[v].slope;
       store(in_phases + lane, in_phase);
       in_phase_all += in_phase;
@@ -321,20 +312,20 @@ class BackwardPanels {
     T* head = packing_.head_of(partial_, u);
     store_quad(head, load_quad(head) + sums(in_slots));
     if (Lstm && layer_.peephole)
-      for (int j = 0; j < 3; ++j) partial_[H * packing_.unit() + u * 3 + j] += sum(in_peephole[j]);
-    gate_sums_[2 * H + u] += sum(in_ratio_all);
+      for (int j = 0; j < 3; ++j) partial_[H() * packing_.unit() + u * 3 + j] += sum(in_peephole[j]);
+    gate_sums_[2 * H() + u] += sum(in_ratio_all);
     const double period = run_.period[u];
     if (layer_.events.shared) {
       const double in_phase = static_cast<double>(sum(in_phase_all)) / period;
       gate_sums_[u] -= in_phase * (layer_.times[t] - run_.shift[u]) / period;
-      gate_sums_[H + u] -= in_phase;
+      gate_sums_[H() + u] -= in_phase;
     }
     for (int64_t lane = 0; lane < panel_->count && (run_.grad_times || !layer_.events.shared); ++lane) {
       const int64_t row = panel_->first + lane;
       const double in_phase = static_cast<double>(in_phases[lane]) / period;
       if (!layer_.events.shared) {
         gate_sums_[u] -= in_phase * (layer_.times[row * layer_.steps + t] - run_.shift[u]) / period;
-        gate_sums_[H + u] -= in_phase;
+        gate_sums_[H() + u] -= in_phase;
       }
       if (run_.grad_times && inside(layer_, row, t)) run_.grad_times[row * layer_.steps + t] += in_phase;
     }
@@ -355,7 +346,8 @@ class BackwardPanels {
   EventGates<T> gates_;
   std::optional<Panel<T, NV>> panel_;
   std::optional<InputColumns<T, NV>> columns_;
-  int64_t begin_ = 0, end_ = 0, index_ = 0, steps_ = 0, left_ = 0;
+  Chunk chunk_;
+  int64_t steps_ = 0, left_ = 0;
   T* partial_ = nullptr;
   double* gate_sums_ = nullptr;
 };

@@ -11,6 +11,7 @@
 #include "pending.inl"
 #include "quads.h"
 #include "row_products.inl"
+#include "shares.inl"
 #include "simd.h"
 #include "walk.inl"
 
@@ -231,27 +232,20 @@ class BackwardRows {
   }
 
   void begin(int64_t chunk) {
-    const int64_t groups = (layer_.batch + size_ - 1) / size_;
-    group_ = begin_ = chunk * groups / chunks_;
-    end_ = (chunk + 1) * groups / chunks_;
+    chunk_ = Chunk(chunk, chunks_, (layer_.batch + size_ - 1) / size_);
     partial_ = partials_ + chunk * partial_size<T, G>(layer_);
     gate_sums_ = all_gate_sums_ + chunk * 3 * H();
     begin_group();
   }
 
-  double progress() const {
-    if (group_ == end_) return 1.0;
-    const auto ticks = static_cast<double>(walk_.ticks().size());
-    const double of_group = ticks > 0.0 ? 1.0 - static_cast<double>(left_) / ticks : 0.0;
-    return (static_cast<double>(group_ - begin_) + of_group) / static_cast<double>(end_ - begin_);
-  }
+  double progress() const { return chunk_.progress(left_, static_cast<int64_t>(walk_.ticks().size())); }
 
   void step() {
     if (left_) back(walk_.ticks()[--left_]);
     if (left_) return;
     for (int64_t slot = 0; slot < rows_; ++slot)
       grad_.give(slot, run_.grad_h0 + (first_ + slot) * H(), row_of(run_.grad_c0, first_ + slot, H()));
-    if (++group_ < end_) begin_group();
+    if (chunk_.next()) begin_group();
   }
 
   void end() { pending_.settle(partial_); }
@@ -263,7 +257,7 @@ class BackwardRows {
   int64_t H() const { return layer_.units; }
 
   void begin_group() {
-    first_ = group_ * size_;
+    first_ = chunk_.group() * size_;
     rows_ = std::min(size_, layer_.batch - first_);
     for (int64_t slot = 0; slot < rows_; ++slot) {
       state_.take(slot, run_.h_n + (first_ + slot) * H(), nullptr);
@@ -271,7 +265,7 @@ class BackwardRows {
     }
     walk_.begin(first_, rows_, true);
     tape_ = run_.tape + (walk_.start() + walk_.total()) * (kFields + 2);
-    left_ = walk_.ticks().size();
+    left_ = static_cast<int64_t>(walk_.ticks().size());
   }
 
   void back(Tick tick) {
@@ -396,10 +390,10 @@ class BackwardRows {
   PendingProducts<T, G> pending_;
   Walk<T> walk_;
   std::vector<double> inverse_;
-  int64_t begin_ = 0, end_ = 0, group_ = 0, first_ = 0, rows_ = 0;
+  Chunk chunk_;
+  int64_t first_ = 0, rows_ = 0, left_ = 0;  // left_: ticks of the group
   T* partial_ = nullptr;
   double* gate_sums_ = nullptr;
-  size_t left_ = 0;  // ticks of the group
   const T* tape_ = nullptr;
   const int32_t* places_ = nullptr;
   int32_t number_[kLargestGroup];

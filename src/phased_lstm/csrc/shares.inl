@@ -16,6 +16,28 @@ using phased_lstm::Exchange;
 using phased_lstm::Shares;
 using phased_lstm::take_share;
 
+// The groups of a chunk (see KernelTable), which are gone through one after the other.
+class Chunk {
+ public:
+  Chunk() = default;
+  Chunk(int64_t chunk, int64_t chunks, int64_t groups)
+      : begin_(chunk * groups / chunks), end_((chunk + 1) * groups / chunks), group_(begin_) {}
+
+  int64_t group() const { return group_; }
+  // Goes on to the next group; whether there is one.
+  bool next() { return ++group_ < end_; }
+
+  // How much of the chunk is done when `left` of the group's steps are left; 1 behind the last group alone.
+  double progress(int64_t left, int64_t steps) const {
+    if (group_ == end_) return 1.0;
+    const double of_group = steps ? 1.0 - static_cast<double>(left) / static_cast<double>(steps) : 0.0;
+    return (static_cast<double>(group_ - begin_) + of_group) / static_cast<double>(end_ - begin_);
+  }
+
+ private:
+  int64_t begin_ = 0, end_ = 0, group_ = 0;
+};
+
 // A thread's part in an exchange, for as long as it works at a share. `Work` is what it does there, a step at a time, and
 // may go on in any thread: begin(share), then step() until progress() is 1, then end().
 template <typename Work>

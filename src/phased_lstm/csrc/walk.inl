@@ -55,6 +55,16 @@ inline int64_t events_before(const Layer<T>& layer, int64_t row) {
   return count;
 }
 
+// Writes numbers[i] << shift | low, `count` of them; whole vectors are written.
+inline void put_codes(const int32_t* numbers, int64_t count, int shift, uint32_t low, uint32_t* codes) {
+  typedef uint32_t Codes __attribute__((vector_size(kFloatLanes * 4)));
+  for (int64_t i = 0; i < count; i += kFloatLanes) {
+    const int64_t here = std::min<int64_t>(kFloatLanes, count - i);
+    const Codes all = ((Codes)load_first(reinterpret_cast<const float*>(numbers + i), here) << shift) | low;
+    std::memcpy(codes + i, &all, sizeof all);
+  }
+}
+
 // The walk over the events of one group of sequences. Slots number the group's sequences.
 template <typename T>
 class Walk {
