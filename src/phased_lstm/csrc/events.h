@@ -21,8 +21,15 @@ using phased_lstm::EventBlock;
 using phased_lstm::EventMemory;
 using phased_lstm::Events;
 using phased_lstm::GateTimes;
+using phased_lstm::Group;
+using phased_lstm::group_rows;
 using phased_lstm::kept_events;
 using phased_lstm::kKeptBytes;
+using phased_lstm::kLargestGroup;
+using phased_lstm::kSlotBits;
+using phased_lstm::kTicksInBlock;
+using phased_lstm::Plan;
+using phased_lstm::Tick;
 
 // Steps of a row whose events are looked for in one go.
 constexpr int64_t kStepsInBlock = 8192;
@@ -36,9 +43,6 @@ struct Times {
   explicit Times(double time) : rows(1), steps(1), coarse(&alone_), alone_(time) {
     STD_TORCH_CHECK(std::isfinite(time), "times should be finite");
   }
-  // One row; nothing is copied, and all are known to be finite. `residue_` may be null.
-  Times(const double* coarse_, const double* residue_, int64_t steps_)
-      : rows(1), steps(steps_), coarse(coarse_), residue(residue_) {}
   explicit Times(const Tensor& times) : rows(times.dim() == 2 ? times.size(0) : 1), steps(times.size(times.dim() - 1)) {
     STD_TORCH_CHECK(times.is_cpu() && times.is_contiguous() && (times.dim() == 1 || times.dim() == 2),
                     "times should be (L,) or (N, L), contiguous, on the CPU");
@@ -92,26 +96,99 @@ struct GateOf {
   }
 };
 
-// The open events of every row of times; phases are of type T. They lie in tensors when they are to be returned.
+inline GateTimes gate_times(const Times& times, const GateOf& of, int64_t hidden, bool all_open) {
+  return {times.coarse, times.residue, times.rows, times.steps, hidden, of.period, of.shift, of.ratio_on, all_open};
+}
+
+// Groups of sequences with times of their own, and the ticks in which each advances.
+class Plans {
+ public:
+  // `lengths`: from 0 to L, or null.
+  Plans(const GateTimes& gate, const int64_t* lengths, bool reverse)
+      : batch_(gate.rows), size_(group_rows(batch_)), lengths_(lengths), reverse_(reverse), plans_((batch_ + size_ - 1) / size_) {
+    spread(count(), [&](int64_t number) { table<float>().plan(gate, group(number), plans_[number]); });
+    for (const Plan& plan : plans_) most_ = std::max<int64_t>(most_, plan.ticks.size());
+  }
+
+  int64_t count() const { return static_cast<int64_t>(plans_.size()); }
+  Group group(int64_t number) const {
+    return {number * size_, std::min(size_, batch_ - number * size_), lengths_, reverse_};
+  }
+  const Plan& operator[](int64_t number) const { return plans_[number]; }
+  const Plan* all() const { return plans_.data(); }
+  // Ticks of the group that has most.
+  int64_t most() const { return most_; }
+
+ private:
+  int64_t batch_, size_;
+  const int64_t* lengths_;
+  bool reverse_;
+  std::vector<Plan> plans_;
+  int64_t most_ = 0;
+};
+
+// The open events of every row of times, or of groups; phases are of type T. They lie in tensors when they are to be
+// returned, else in the memory given, which is taken for as long.
 template <typename T>
 class FoundEvents {
  public:
   MaybeTensor offsets, units, phases;
 
-  // `like`: a tensor on the device, or null to hold the events in memory of its own.
-  FoundEvents(const Tensor* like, const Times& times, const GateOf& of, int64_t hidden, bool all_open)
-      : memory_(std::exchange(kept_events<T>(), {})) {
-    const int64_t rows = times.rows, steps = times.steps;
-    const GateTimes gate{times.coarse, times.residue, rows, steps, hidden, of.period, of.shift, of.ratio_on, all_open};
-    const int64_t blocks_in_row = (steps + kStepsInBlock - 1) / kStepsInBlock, blocks = rows * blocks_in_row;
-    std::vector<EventBlock<T>>& found = memory_.blocks;
-    if (static_cast<int64_t>(found.size()) < blocks) found.resize(blocks);
-    int64_t* counts = room<int64_t>(like, {rows, steps + 1}, offsets, memory_.offsets);
-    spread(blocks, [&](int64_t block) {
-      const int64_t row = block / blocks_in_row, first = block % blocks_in_row * kStepsInBlock;
-      table<T>().find_events(gate, row, first, std::min(steps, first + kStepsInBlock), counts + row * (steps + 1) + 1,
-                             found[block]);
+  // `like`: a tensor on the device, or null. `plans`: of the groups, if the events are to be in the order of their ticks.
+  FoundEvents(const Tensor* like, const GateTimes& gate, const Plans* plans = nullptr,
+              EventMemory<T>& memory = kept_events<T>())
+      : home_(memory), memory_(std::exchange(memory, {})) {
+    plans ? find_in_ticks(like, gate, *plans) : find_by_row(like, gate);
+  }
+  ~FoundEvents() {
+    if (memory_.bytes() <= kKeptBytes) std::swap(home_, memory_);
+  }
+  FoundEvents(const FoundEvents&) = delete;
+
+  Events<T> events;
+
+ private:
+  EventMemory<T>&home_, memory_;
+
+  // A row of times or a group, of so many steps or ticks, some of which are searched at a time.
+  struct Block {
+    int64_t row, number;
+  };
+
+  void find_by_row(const Tensor* like, const GateTimes& gate) {
+    const int64_t steps = gate.steps;
+    std::vector<Block> blocks;
+    for (int64_t row = 0; row < gate.rows; ++row)
+      for (int64_t number = 0; number * kStepsInBlock < steps; ++number) blocks.push_back({row, number});
+    gather(like, gate.rows, steps, blocks, [&](const Block& block, int64_t* counts, EventBlock<T>& found) {
+      const int64_t first = block.number * kStepsInBlock;
+      table<T>().find_events(gate, block.row, first, std::min(steps, first + kStepsInBlock), counts, found);
     });
+    events.shared = gate.rows == 1;
+  }
+
+  void find_in_ticks(const Tensor* like, const GateTimes& gate, const Plans& plans) {
+    std::vector<Block> blocks;
+    for (int64_t number = 0; number < plans.count(); ++number)
+      for (int64_t block = 0; block * kTicksInBlock < static_cast<int64_t>(plans[number].ticks.size()); ++block)
+        blocks.push_back({number, block});
+    gather(like, plans.count(), plans.most(), blocks, [&](const Block& block, int64_t* counts, EventBlock<T>& found) {
+      table<T>().find_in_ticks(gate, plans.group(block.row), plans[block.row], block.number, counts, found);
+    });
+    events.plans = plans.all();
+    events.ticks = plans.most();
+  }
+
+  // Calls find(block, counts, found) for all blocks, whose events come in their order, and brings these together.
+  template <typename F>
+  void gather(const Tensor* like, int64_t rows, int64_t steps, const std::vector<Block>& blocks, const F& find) {
+    const auto count = static_cast<int64_t>(blocks.size());
+    std::vector<EventBlock<T>>& found = memory_.blocks;
+    if (static_cast<int64_t>(found.size()) < count) found.resize(count);
+    int64_t* counts = room<int64_t>(like, {rows, steps + 1}, offsets, memory_.offsets);
+    // Groups that have fewer ticks than others have none of the events of those.
+    std::fill_n(counts, rows * (steps + 1), 0);
+    spread(count, [&](int64_t i) { find(blocks[i], counts + blocks[i].row * (steps + 1) + 1, found[i]); });
     // counts[t + 1] of a row holds the events of step t; running sums make them offsets into all events.
     int64_t total = 0;
     for (int64_t row = 0; row < rows; ++row) {
@@ -121,24 +198,15 @@ class FoundEvents {
     }
     int32_t* unit_data = room<int32_t>(like, {total}, units, memory_.units);
     T* phase_data = room<T>(like, {total}, phases, memory_.phases);
-    std::vector<int64_t> starts(blocks);
-    for (int64_t block = 1; block < blocks; ++block) starts[block] = starts[block - 1] + found[block - 1].count;
-    spread(blocks, [&](int64_t block) {
-      std::copy_n(found[block].units.data(), found[block].count, unit_data + starts[block]);
-      std::copy_n(found[block].phases.data(), found[block].count, phase_data + starts[block]);
+    std::vector<int64_t> starts(count);
+    for (int64_t i = 1; i < count; ++i) starts[i] = starts[i - 1] + found[i - 1].count;
+    spread(count, [&](int64_t i) {
+      std::copy_n(found[i].units.data(), found[i].count, unit_data + starts[i]);
+      std::copy_n(found[i].phases.data(), found[i].count, phase_data + starts[i]);
     });
     if (memory_.bytes() > kKeptBytes) found = {};
-    events = {counts, unit_data, phase_data, total, rows == 1};
+    events = {counts, unit_data, phase_data, total, false};
   }
-  ~FoundEvents() {
-    if (memory_.bytes() <= kKeptBytes) std::swap(kept_events<T>(), memory_);
-  }
-  FoundEvents(const FoundEvents&) = delete;
-
-  Events<T> events;
-
- private:
-  EventMemory<T> memory_;
 
   template <typename V>
   static V* room(const Tensor* like, std::vector<int64_t> shape, MaybeTensor& tensor, Buffer<V>& own) {
@@ -193,6 +261,58 @@ Events<T> checked_events(const Tensor& offsets, const Tensor& event_units, const
   STD_TORCH_CHECK(inside, "units should be from 0 to H - 1");
   STD_TORCH_CHECK(in_order, "units should rise within a step");
   return {starts, units, pointer<T>(phases, "phases", {count}), count, rows == 1};
+}
+
+// The same of the events of groups.
+template <typename T>
+Events<T> checked_events(const Tensor& offsets, const Tensor& event_units, const Tensor& phases, int64_t hidden,
+                         const Plans& plans) {
+  STD_TORCH_CHECK(event_units.dim() == 1, "events should be offsets (R, S + 1), units (E,)");
+  const int64_t rows = plans.count(), ticks = plans.most(), count = event_units.size(0);
+  const char* const changed = "the events are not those of these times; were times changed between forward and backward?";
+  STD_TORCH_CHECK(offsets.dim() == 2 && offsets.size(0) == rows && offsets.size(1) == ticks + 1, changed);
+  check(offsets, "offsets", ScalarType::Long, {rows, ticks + 1});
+  check(event_units, "units", ScalarType::Int, {count});
+  const auto* starts = static_cast<const int64_t*>(offsets.const_data_ptr());
+  STD_TORCH_CHECK(starts[0] == 0 && starts[rows * (ticks + 1) - 1] == count, "offsets should span all events");
+  const auto* codes = static_cast<const int32_t*>(event_units.const_data_ptr());
+  const int64_t most = hidden << kSlotBits;
+  std::atomic<bool> rising{true}, inside{true}, in_order{true};
+  for (int64_t row = 1; row < rows; ++row)
+    if (starts[row * (ticks + 1)] != starts[row * (ticks + 1) - 1]) rising = false;
+  spread(rows, [&](int64_t row) {
+    const int64_t* of_row = starts + row * (ticks + 1);
+    const auto own = static_cast<int64_t>(plans[row].ticks.size());
+    bool good = of_row[0] >= 0 && of_row[0] <= of_row[own] && of_row[own] == of_row[ticks] && of_row[ticks] <= count;
+    // Each is between the row's ends once all rise by little. Unsigned, as whatever was handed in must not overflow.
+    for (int64_t tick = 0; tick < ticks; ++tick)
+      good &= static_cast<uint64_t>(of_row[tick + 1]) - static_cast<uint64_t>(of_row[tick]) <=
+              static_cast<uint64_t>(kLargestGroup * hidden);
+    if (!good) {
+      rising = false;
+      return;
+    }
+    bool known = true, sorted = true;
+    for (int64_t tick = 0; tick < own; ++tick) {
+      const uint32_t slots = plans[row].ticks[tick];
+      int64_t before = -1;
+      for (int64_t e = of_row[tick]; e < of_row[tick + 1]; ++e) {
+        const int64_t code = codes[e];
+        known &= code < most && (slots >> (code & (kLargestGroup - 1)) & 1);
+        sorted &= code > before;
+        before = code;
+      }
+    }
+    if (!known) inside = false;
+    if (!sorted) in_order = false;
+  });
+  STD_TORCH_CHECK(rising, "offsets should rise by at most the events that a tick can have");
+  STD_TORCH_CHECK(in_order, "events should rise within a tick");
+  STD_TORCH_CHECK(inside, changed);
+  Events<T> events{starts, codes, pointer<T>(phases, "phases", {count}), count, false};
+  events.plans = plans.all();
+  events.ticks = ticks;
+  return events;
 }
 
 }  // namespace

@@ -6,6 +6,7 @@
 // call alone; nothing is kept.
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <cstdint>
 #include <vector>
@@ -16,11 +17,36 @@ namespace phased_lstm {
 
 enum Oscillation : int64_t { kTriangle = 0, kSquare = 1, kCosine = 2 };
 
+// Sequences with times of their own advance in groups, in ticks: each sequence of a group, its slots, takes a step or
+// waits. A tick is a bit for each slot, set for those that take a step. (Static, as all functions here: no two
+// instruction sets may share one.)
+constexpr int kSlotBits = 4;
+constexpr int64_t kLargestGroup = 1 << kSlotBits;
+using Tick = uint16_t;
+
+// Sequences in a group; a function of the batch alone, as every bit of the result is.
+static inline int64_t group_rows(int64_t batch) {
+  const int64_t half = batch / 2;
+  return half < 1 ? 1 : half < kLargestGroup ? half : kLargestGroup;
+}
+
+// The ticks of a group, and the step at which each slot stands before every kTicksInBlock of them.
+struct Plan {
+  std::vector<Tick> ticks;
+  std::vector<std::array<int64_t, kLargestGroup>> positions;
+};
+constexpr int64_t kTicksInBlock = 256;
+
 // The open events of one or several rows of times.
 //   offsets  (R, L + 1): events of step t of row r are offsets[r][t] .. offsets[r][t + 1]
 //   units    (E): increasing within a step
 //   phases   (E): phi in [0, 1), rounded to the compute type and so 1 at most; on its side of the ratio where leak > 0
-// R is N, or 1 when all sequences share their times (`shared`).
+// R is N, or 1 when all sequences share their times (`shared`). Those of groups come in the order of the ticks, without
+// padding:
+//   plans    (R), a group each; else null
+//   offsets  (R, S + 1): events of tick s of group r are offsets[r][s] .. offsets[r][s + 1]; S are the ticks of the group
+//            that has most, and the others end with ticks without events
+//   units    (E): unit << kSlotBits | slot, increasing within a tick
 template <typename T>
 struct Events {
   const int64_t* offsets;
@@ -28,6 +54,9 @@ struct Events {
   const T* phases;
   int64_t count;
   bool shared;
+  const Plan* plans = nullptr;
+  int64_t ticks = 0;  // S
+  int64_t unit(int64_t e) const { return plans ? units[e] >> kSlotBits : units[e]; }
 };
 
 // The time gate.
@@ -41,13 +70,21 @@ struct GateTimes {
   bool all_open;           // leak > 0: every unit is an event at every step
 };
 
+// A group of sequences: `rows` of them from `first` on.
+struct Group {
+  int64_t first, rows;
+  const int64_t* lengths;  // (N) or null
+  bool reverse;
+};
+
 template <typename T>
 struct Layer {
   int64_t batch, steps, inputs, units;
   bool reverse;
   Events<T> events;
-  const double* times;     // (R, L)
-  bool panels;             // run sequences side by side, which needs shared times or all units open
+  const double* times;     // (N, L), or (L) when shared
+  bool panels;             // run sequences side by side, which needs shared times or all units open; else events are
+                           // those of groups, from four sequences on
   const int64_t* lengths;  // (N) or null: steps beyond lengths[n] are skipped
   const T* input;          // (N, L, I)
   const T* weight_ih;      // (G * H, I), torch's gate order
@@ -70,8 +107,7 @@ struct Forward {
   T* tape;      // (entries, fields) for the backward pass, or null. Fields: LSTM i, f, g, o, h', c';
                 // GRU r, z, n, hn, h'. In panels: (panel, event, field, row of the panel). Of sequences alone: for
                 // each, behind those before it, (step, field, event). By rows: for each group, behind those before
-                // it, (tick, field, event), with two fields more: the bits of the event's number in its tick, and
-                // its phase.
+                // it, (tick, field, event).
 };
 
 template <typename T>
@@ -138,6 +174,11 @@ template <typename T>
 struct KernelTable {
   // The open events of steps begin .. end of a row, and how many each step has.
   void (*find_events)(const GateTimes&, int64_t row, int64_t begin, int64_t end, int64_t* counts, EventBlock<T>& found);
+  // The ticks of a group, of times alone.
+  void (*plan)(const GateTimes&, const Group&, Plan&);
+  // The open events of its ticks kTicksInBlock * block and following, and how many each tick has.
+  void (*find_in_ticks)(const GateTimes&, const Group&, const Plan&, int64_t block, int64_t* counts,
+                        EventBlock<T>& found);
   // Sequences that run side by side: ranges below count in groups of so many.
   int64_t (*group)(const Layer<T>&);
   // Shape of the tape.

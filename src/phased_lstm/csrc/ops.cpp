@@ -59,20 +59,34 @@ struct Operands {
   }
 };
 
-// Checks a layer's tensors and gathers them; `gates` is 4 for an LSTM and 3 for a GRU. `ratio_on` holds the ratios in
-// the compute type, for as long as the layer is used.
 // A leak that is too small for the type must not become none: events are all there on account of it.
 template <typename T>
 T leak_of(double leak) {
   return leak > 0.0 ? std::max(static_cast<T>(leak), std::numeric_limits<T>::min()) : T(0);
 }
 
+void check_times(const Operands& from, const Times& times) {
+  STD_TORCH_CHECK(times.steps == from.steps && (times.rows == 1 || times.rows == from.batch),
+                  "times should be (L,) or (N, L)");
+}
+
+const int64_t* lengths_of(const Operands& from) {
+  if (!from.lengths) return nullptr;
+  check(*from.lengths, "lengths", ScalarType::Long, {from.batch});
+  const auto* lengths = static_cast<const int64_t*>(from.lengths->const_data_ptr());
+  for (int64_t n = 0; n < from.batch; ++n)
+    STD_TORCH_CHECK(lengths[n] >= 0 && lengths[n] <= from.steps, "lengths should be from 0 to L");
+  return lengths;
+}
+
+// Checks a layer's tensors and gathers them; `gates` is 4 for an LSTM and 3 for a GRU. `ratio_on` holds the ratios in
+// the compute type, for as long as the layer is used.
 template <typename T>
 Layer<T> layer_of(int64_t gates, const Operands& from, const Times& times, Events<T> events, const double* ratios,
                   Buffer<T>& ratio_on) {
   const int64_t N = from.batch, L = from.steps, I = from.inputs, H = from.units;
   STD_TORCH_CHECK(from.oscillation >= kTriangle && from.oscillation <= kCosine, "unknown oscillation");
-  STD_TORCH_CHECK(times.steps == L && (times.rows == 1 || times.rows == N), "times should be (L,) or (N, L)");
+  check_times(from, times);
   STD_TORCH_CHECK(events.shared == (times.rows == 1), "events should have as many rows as times");
   events.shared &= N != 1;
   ratio_on.assign(ratios, ratios + H);
@@ -93,13 +107,15 @@ Layer<T> layer_of(int64_t gates, const Operands& from, const Times& times, Event
   if (!layer.panels && N > 1) check_features(I);
   STD_TORCH_CHECK(!layer.panels || layer.events.shared || layer.events.count == N * L * H,
                   "with a leak every unit should have an event at every step");
-  if (from.lengths) {
-    check(*from.lengths, "lengths", ScalarType::Long, {N});
-    layer.lengths = static_cast<const int64_t*>(from.lengths->const_data_ptr());
-    for (int64_t n = 0; n < N; ++n)
-      STD_TORCH_CHECK(layer.lengths[n] >= 0 && layer.lengths[n] <= L, "lengths should be from 0 to L");
-  }
+  layer.lengths = lengths_of(from);
   return layer;
+}
+
+// The plans of the groups in which sequences with times of their own go, if these do.
+std::optional<Plans> plans_of(const Operands& from, const Times& times, const GateOf& gate) {
+  check_times(from, times);
+  if (times.rows < kPanelBatch || from.leak > 0.0) return std::nullopt;
+  return std::make_optional<Plans>(gate_times(times, gate, from.units, false), lengths_of(from), from.reverse);
 }
 
 // The weights of the units that have events, in memory that the thread keeps, or in `own` if they are large. Valid until
@@ -133,7 +149,9 @@ ForwardResult forward(const Operands& from, const Times& times, const GateOf& ga
                       const MaybeTensor& c0, bool return_sequence, bool keep_tape) {
   const bool lstm = c0.has_value();
   const int64_t N = from.batch, L = from.steps, H = from.units;
-  FoundEvents<T> found(keep_tape ? &from.input : nullptr, times, gate, H, from.leak > 0.0);
+  const std::optional<Plans> plans = plans_of(from, times, gate);
+  const FoundEvents<T> found(keep_tape ? &from.input : nullptr, gate_times(times, gate, H, from.leak > 0.0),
+                             plans ? &*plans : nullptr);
   Buffer<T> ratio_on;
   const Layer<T> layer = layer_of<T>(lstm ? 4 : 3, from, times, found.events, gate.ratio_on, ratio_on);
   Tensor output_ = blank<T>(from.input, {return_sequence ? N : 0, L, H});
@@ -240,8 +258,10 @@ BackwardResult layer_backward(Tensor input, Tensor times, MaybeTensor lengths, T
   const Times stamps(times);
   const GateOf gate(period, shift, ratio_on, from.units);
   const auto run = [&]<typename T>(T) {
-    return backward<T>(from, stamps, checked_events<T>(offsets, units, phases, from.batch, from.steps, from.units),
-                       gate, h_n, tape, grad_output, grad_h_n, grad_c_n, need_times, need_input);
+    const std::optional<Plans> plans = plans_of(from, stamps, gate);
+    const Events<T> events = plans ? checked_events<T>(offsets, units, phases, from.units, *plans)
+                                   : checked_events<T>(offsets, units, phases, from.batch, from.steps, from.units);
+    return backward<T>(from, stamps, events, gate, h_n, tape, grad_output, grad_h_n, grad_c_n, need_times, need_input);
   };
   return input.scalar_type() == ScalarType::Double ? run(double{}) : run(float{});
 }
@@ -259,7 +279,7 @@ std::tuple<Tensor, Tensor> step(Tensor input, double time, Tensor h, MaybeTensor
     const int64_t N = from.batch, H = from.units;
     const std::initializer_list<int64_t> alone{H}, batched{N, H};
     const auto& shape = input.dim() == 1 ? alone : batched;
-    FoundEvents<T> found(nullptr, times, gate, H, false);
+    const FoundEvents<T> found(nullptr, gate_times(times, gate, H, false));
     Buffer<T> ratios;
     const Layer<T> layer = layer_of<T>(c ? 4 : 3, from, times, found.events, gate.ratio_on, ratios);
     Tensor new_h = blank<T>(input, shape), new_c = blank<T>(input, c ? std::vector<int64_t>(shape) : std::vector<int64_t>{0});

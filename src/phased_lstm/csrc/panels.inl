@@ -377,6 +377,7 @@ inline auto with_panel(const Layer<T>& layer, const F& f) {
 
 template <typename T>
 inline int64_t tape_entries(const Layer<T>& layer) {
+  if (layer.events.plans) return layer.events.count;
   if (!layer.panels) return events_before(layer, layer.batch);
   const int64_t rows = panel_vectors<T>(layer.batch) * Simd<T>::kLanes;
   return (layer.batch + rows - 1) / rows * rows * events_in_row(layer);

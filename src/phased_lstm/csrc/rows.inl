@@ -56,6 +56,13 @@ inline T* row_of(T* rows, int64_t row, int64_t width) {
   return rows ? rows + row * width : nullptr;
 }
 
+// The gate of `here` events from e on, whose places have been found.
+template <typename T>
+inline Gate<T> gate_of(const Layer<T>& layer, const Walk<T>& walk, int64_t e, int64_t here) {
+  return gate_at(load_first(walk.phases() + e, here), gather_lanes(layer.ratio_on, walk.units() + e, here), layer.leak,
+                 layer.oscillation);
+}
+
 // The events' peepholes of i, f and o, as columns.
 template <typename T>
 inline void load_peepholes(const Layer<T>& layer, const Walk<T>& walk, T* i, T* f, T* o) {
@@ -101,20 +108,21 @@ class ForwardRows {
     rows_ = std::min(size_, layer_.batch - first_);
     for (int64_t slot = 0; slot < rows_; ++slot)
       state_.take(slot, run_.h0 + (first_ + slot) * H(), row_of(run_.c0, first_ + slot, H()));
-    walk_.begin(first_, rows_, false);
-    tape_ = run_.tape ? run_.tape + walk_.start() * (kFields + 2) : nullptr;
+    walk_.begin(group, rows_, false);
     index_ = 0;
   }
 
   double progress() const {
-    const auto ticks = static_cast<double>(walk_.ticks().size());
+    const auto ticks = static_cast<double>(walk_.ticks());
     return ticks > 0.0 ? static_cast<double>(index_) / ticks : 1.0;
   }
 
   void step() {
-    const Tick tick = walk_.ticks()[index_++];
-    walk_.advance(tick);
-    for (Tick rest = tick; rest; rest &= rest - 1) {
+    const Tick tick = walk_.tick(index_);
+    walk_.advance(index_);
+    tape_ = run_.tape ? run_.tape + walk_.start(index_) * kFields : nullptr;
+    ++index_;
+    for (uint32_t rest = tick; rest; rest &= rest - 1) {
       const int slot = __builtin_ctz(rest);
       features_[slot] = layer_.input + walk_.place(slot) * layer_.inputs;
       if (packing_.input && walk_.has_events(slot))
@@ -122,9 +130,8 @@ class ForwardRows {
     }
     sum_up();
     change();
-    if (tape_) tape_ = walk_.keep(tape_ + walk_.count() * kFields);
     if (run_.output)
-      for (Tick rest = tick; rest; rest &= rest - 1)
+      for (uint32_t rest = tick; rest; rest &= rest - 1)
         std::copy_n(state_.h_of(__builtin_ctz(rest)), H(), run_.output + walk_.place(__builtin_ctz(rest)) * H());
   }
 
@@ -163,11 +170,11 @@ class ForwardRows {
     constexpr int lanes = Simd<T>::kLanes;
     const int64_t count = walk_.count();
     load_peepholes(layer_, walk_, at_[kPeepI], at_[kPeepF], at_[kPeepO]);
-    const int32_t* places = walk_.places(state_.width);
+    walk_.find_places(state_.width);
+    const int32_t* const places = walk_.places();
     for (int64_t e = 0; e < count; e += lanes) {
       const int64_t here = std::min<int64_t>(lanes, count - e);
-      const Vec<T> k =
-          gate_at(load(walk_.phases() + e), load(walk_.ratios() + e), layer_.leak, layer_.oscillation).k;
+      const Vec<T> k = gate_of(layer_, walk_, e, here).k;
       State<Vec<T>> old{gather_lanes(state_.h.data(), places + e, here), Vec<T>{}};
       if constexpr (Lstm) old.c = gather_lanes(state_.c.data(), places + e, here);
       Vec<T> values[4];
@@ -201,7 +208,7 @@ class ForwardRows {
   Buffer<T> sums_;
   Walk<T> walk_;
   int64_t first_ = 0, rows_ = 0;
-  size_t index_ = 0;  // of the next tick
+  int64_t index_ = 0;  // of the next tick
   T* tape_ = nullptr;
   const T* features_[kLargestGroup];
 };
@@ -238,10 +245,10 @@ class BackwardRows {
     begin_group();
   }
 
-  double progress() const { return chunk_.progress(left_, static_cast<int64_t>(walk_.ticks().size())); }
+  double progress() const { return chunk_.progress(left_, walk_.ticks()); }
 
   void step() {
-    if (left_) back(walk_.ticks()[--left_]);
+    if (left_) back(--left_);
     if (left_) return;
     for (int64_t slot = 0; slot < rows_; ++slot)
       grad_.give(slot, run_.grad_h0 + (first_ + slot) * H(), row_of(run_.grad_c0, first_ + slot, H()));
@@ -263,34 +270,34 @@ class BackwardRows {
       state_.take(slot, run_.h_n + (first_ + slot) * H(), nullptr);
       grad_.take(slot, run_.grad_h_n + (first_ + slot) * H(), row_of(run_.grad_c_n, first_ + slot, H()));
     }
-    walk_.begin(first_, rows_, true);
-    tape_ = run_.tape + (walk_.start() + walk_.total()) * (kFields + 2);
-    left_ = static_cast<int64_t>(walk_.ticks().size());
+    walk_.begin(chunk_.group(), rows_, true);
+    left_ = walk_.ticks();
   }
 
-  void back(Tick tick) {
-    walk_.retreat(tick);
+  void back(int64_t number) {
+    const Tick tick = walk_.tick(number);
+    walk_.retreat(number);
     const int64_t count = walk_.count();
-    tape_ -= count * (kFields + 2);
-    walk_.recall(tape_ + count * kFields);
+    tape_ = run_.tape + walk_.start(number) * kFields;
     // The tape is far longer than a cache; the tick before is about as long as this one.
-    for (int64_t value = 0; value < count * (kFields + 2); value += 64 / sizeof(T))
+    for (int64_t value = 0; value < count * kFields; value += 64 / sizeof(T))
       __builtin_prefetch(tape_ - 1 - value);
     if (run_.grad_output)
-      for (Tick rest = tick; rest; rest &= rest - 1) {
+      for (uint32_t rest = tick; rest; rest &= rest - 1) {
         const int slot = __builtin_ctz(rest);
         const T* from = run_.grad_output + walk_.place(slot) * H();
         T* to = grad_.h_of(slot);
         for (int64_t u = 0; u < H(); ++u) to[u] += from[u];
       }
     if (!count) return;
-    places_ = walk_.places(state_.width);
+    walk_.find_places(state_.width);
+    places_ = walk_.places();
     // The products need the state before this step.
     for (int64_t e = 0; e < count; ++e) state_.h[places_[e]] = old_h()[e];
     if (!pending_.room_for(rows_, count)) pending_.settle(partial_);
-    for (Tick rest = tick; rest; rest &= rest - 1) {
+    for (uint32_t rest = tick; rest; rest &= rest - 1) {
       const int slot = __builtin_ctz(rest);
-      time_[slot] = layer_.times[layer_.events.shared ? walk_.step(slot) : walk_.place(slot)];
+      time_[slot] = layer_.times[walk_.place(slot)];
       grad_time_[slot] = 0.0;
       if (!walk_.has_events(slot)) continue;
       if (packing_.input) {
@@ -304,7 +311,7 @@ class BackwardRows {
     differentiate(d);
     put_off(d);
     spread_back(d);
-    for (Tick rest = tick; rest; rest &= rest - 1) {
+    for (uint32_t rest = tick; rest; rest &= rest - 1) {
       const int slot = __builtin_ctz(rest);
       if (!walk_.has_events(slot)) continue;
       const T* features = packing_.input ? grad_.h_of(slot) + packing_.state : &grad_few_[slot * kFewInputs];
@@ -322,10 +329,9 @@ class BackwardRows {
     const int64_t count = walk_.count();
     load_peepholes(layer_, walk_, at_[kPeepI], at_[kPeepF], at_[kPeepO]);
     for (int64_t e = 0; e < count; e += lanes) {
-      const Gate<T> gate =
-          gate_at(load(walk_.phases() + e), load(walk_.ratios() + e), layer_.leak, layer_.oscillation);
-      Vec<T> values[4];
       const int64_t here = std::min<int64_t>(lanes, count - e);
+      const Gate<T> gate = gate_of(layer_, walk_, e, here);
+      Vec<T> values[4];
       for (int slot = 0; slot < 4; ++slot) values[slot] = load_first(tape_ + slot * count + e, here);
       const State<Vec<T>> old{load_first(old_h() + e, here), Lstm ? load_first(old_c() + e, here) : Vec<T>{}};
       State<Vec<T>> from{gather_lanes(grad_.h.data(), places_ + e, here), Vec<T>{}};

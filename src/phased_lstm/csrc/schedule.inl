@@ -1,4 +1,6 @@
 // Finding the open events: the phase of every unit at every step, a few lanes at a time.
+#pragma once
+
 #include <algorithm>
 #include <bit>
 #include <cmath>
@@ -44,6 +46,17 @@ inline int64_t scanned_steps(int64_t width) {
   return static_cast<int64_t>(std::bit_floor(fitting));
 }
 
+// Of times in a float.
+constexpr double kWidestSpan = 1e30;
+
+// How far a phase in single precision may be off, by the rounding of floats and of doubles, at times that are up to `span`
+// periods apart and up to `furthest` from zero; where that is far, nothing is known of it. V: a double or a vector of them.
+template <typename V>
+inline V margin_of(V span, V furthest) {
+  return (span + 2.0) * 0x1p-22 + (furthest + 2.0) * 0x1p-50;
+}
+constexpr double kWidestMargin = 0.25;
+
 // Finds the units that may be open at a time: all that are, and those that single precision cannot tell from them.
 class Candidates {
  public:
@@ -66,9 +79,8 @@ class Candidates {
     float* limit = behind + width_;
     for (int64_t u = 0; u < width_; u += Simd<double>::kLanes) {
       const Vec<double> inverse = load(inverse_ + u), ratio = load(ratio_on_ + u);
-      // How far the phase may be off, by the rounding of floats and of doubles. Where that is far there is no limit.
-      const Vec<double> margin = (span * inverse + 2.0) * 0x1p-22 + (furthest * inverse + 2.0) * 0x1p-50;
-      const auto known = margin < 0.25;
+      const Vec<double> margin = margin_of(span * inverse, furthest * inverse);
+      const auto known = margin < kWidestMargin;
       store_narrow(behind + u, known ? fraction(origin * inverse - load(turns_ + u)) + margin : Vec<double>{});
       const Vec<double> wider = known ? ratio + 2.0 * margin : splat(std::numeric_limits<double>::infinity());
       store_narrow(limit + u, ratio > 0.0 ? wider : ratio);
@@ -87,9 +99,6 @@ class Candidates {
   }
 
  private:
-  // Of times in a float.
-  static constexpr double kWidestSpan = 1e30;
-
   // 1 / tau; what to add for the phase and the margin; the limit of that, 0 beyond the last unit.
   float* constants() { return reinterpret_cast<float*>(memory_.data()); }
 
@@ -108,16 +117,51 @@ inline T on_its_side(double phase, double ratio_on) {
   return rounded >= ratio ? std::nextafter(ratio, T(0)) : rounded;
 }
 
+// What the search makes of a gate's units, padded with zeros.
+class GateConstants {
+ public:
+  explicit GateConstants(const GateTimes& gate) : gate_(gate), width_(padded<float>(gate.units)), memory_(4 * width_, 0.0) {
+    for (int64_t u = 0; u < gate.units; ++u) {
+      const double period = gate.period[u], inverse = 1.0 / period;
+      memory_[u] = inverse;
+      largest_inverse_ = std::max(largest_inverse_, inverse);
+      double shift = gate.shift[u];
+      if (shift < 0.0 || shift >= period) shift = std::fmod(shift, period);
+      if (shift < 0.0) shift += period;
+      memory_[width_ + u] = shift;
+      memory_[2 * width_ + u] = shift * inverse;
+      memory_[3 * width_ + u] = gate.ratio_on[u];
+      open_ += gate.all_open ? 1.0 : gate.ratio_on[u];
+    }
+  }
+  const double* inverse() const { return memory_.data(); }
+  // Reduced to [0, tau); and the same in periods.
+  const double* shift() const { return memory_.data() + width_; }
+  const double* turns() const { return memory_.data() + 2 * width_; }
+  const double* ratio_on() const { return memory_.data() + 3 * width_; }
+  // The units that are open at a time, on the average.
+  double open() const { return open_; }
+  // Whether a rounded quotient serves at place `at` of (R, L).
+  bool exact_quotient(int64_t at) const {
+    return (!gate_.residue || gate_.residue[at] == 0.0) && std::fabs(gate_.coarse[at]) * largest_inverse_ < 1e15;
+  }
+
+ private:
+  const GateTimes& gate_;
+  int64_t width_;
+  Buffer<double> memory_;
+  double largest_inverse_ = 0.0, open_ = 0.0;
+};
+
 // The phases of candidates, and which of them are open.
 template <typename T>
 class Judgement {
  public:
-  // Of a gate's units: period, 1 / period, shift in [0, tau), ratio.
-  Judgement(const double* period, const double* inverse, const double* shift, const double* ratio_on, int64_t units,
-            int64_t candidates)
-      : table_(4 * units), phase_(padded<T>(candidates) + Simd<T>::kLanes), open_(candidates / kLanes + 1) {
-    for (int64_t u = 0; u < units; ++u)
-      store_quad(&table_[4 * u], Quad<double>{period[u], inverse[u], shift[u], ratio_on[u]});
+  // There is room for so many candidates.
+  Judgement(const GateTimes& gate, const GateConstants& of, int64_t candidates)
+      : table_(4 * gate.units), phase_(padded<T>(candidates) + Simd<T>::kLanes), open_(candidates / kLanes + 1) {
+    for (int64_t u = 0; u < gate.units; ++u)
+      store_quad(&table_[4 * u], Quad<double>{gate.period[u], of.inverse()[u], of.shift()[u], gate.ratio_on[u]});
   }
 
   // Judges so many candidates at times of their own; returns whether all are open. Whole vectors are read.
@@ -163,33 +207,16 @@ void find_events(const GateTimes& gate, int64_t row, int64_t begin, int64_t end,
   const int64_t units = gate.units, width = padded<float>(units);
   const double* coarse = gate.coarse + row * gate.steps;
   const double* residue = gate.residue ? gate.residue + row * gate.steps : nullptr;
-  Buffer<double> constants(4 * width, 0.0);
-  double* inverse = constants.data();
-  double* shift = inverse + width;  // reduced to [0, tau)
-  double* turns = shift + width;
-  double* ratio_on = turns + width;
-  double largest_inverse = 0.0, most_open = 0.0;
-  for (int64_t u = 0; u < units; ++u) {
-    inverse[u] = 1.0 / gate.period[u];
-    largest_inverse = std::max(largest_inverse, inverse[u]);
-    shift[u] = gate.shift[u];
-    if (shift[u] < 0.0 || shift[u] >= gate.period[u]) shift[u] = std::fmod(shift[u], gate.period[u]);
-    if (shift[u] < 0.0) shift[u] += gate.period[u];
-    turns[u] = shift[u] * inverse[u];
-    ratio_on[u] = gate.ratio_on[u];
-    most_open += gate.all_open ? 1.0 : gate.ratio_on[u];
-  }
-  const auto exact_quotient = [&](int64_t t) {
-    return (!residue || residue[t] == 0.0) && std::fabs(coarse[t]) * largest_inverse < 1e15;
-  };
+  const GateConstants of(gate);
+  const auto exact_quotient = [&](int64_t t) { return of.exact_quotient(row * gate.steps + t); };
   const int64_t scan = gate.all_open ? kNearSteps : std::min(scanned_steps(width), end - begin);
   const int64_t most_scanned = gate.all_open ? 0 : scan;
-  Candidates candidates(inverse, turns, ratio_on, units, most_scanned);
-  Judgement<T> judgement(gate.period, inverse, shift, ratio_on, units, most_scanned * width);
+  Candidates candidates(of.inverse(), of.turns(), of.ratio_on(), units, most_scanned);
+  Judgement<T> judgement(gate, of, most_scanned * width);
   Buffer<double> time_of(most_scanned * width + Simd<double>::kLanes);
   const int32_t* ends[kNearSteps];
   Buffer<double> phase_at(gate.all_open ? units : 0);
-  found.begin(static_cast<int64_t>(most_open * static_cast<double>(end - begin)) + width);
+  found.begin(static_cast<int64_t>(of.open() * static_cast<double>(end - begin)) + width);
   int64_t count = 0;
   for (int64_t scanned = begin; scanned < end; scanned += scan) {
     const int64_t until = std::min(end, scanned + scan);
@@ -239,7 +266,7 @@ void find_events(const GateTimes& gate, int64_t row, int64_t begin, int64_t end,
           count += gate.all_open || phase < gate.ratio_on[u];
         }
       } else if (gate.all_open) {
-        for (int64_t u = 0; u < units; ++u) phase_at[u] = near_phase(time, gate.period[u], inverse[u], shift[u]);
+        for (int64_t u = 0; u < units; ++u) phase_at[u] = near_phase(time, gate.period[u], of.inverse()[u], of.shift()[u]);
         for (int64_t u = 0; u < units; ++u) phases[count + u] = on_its_side<T>(phase_at[u], gate.ratio_on[u]);
         for (int64_t u = 0; u < units; ++u) open_units[count++] = static_cast<int32_t>(u);
       } else {

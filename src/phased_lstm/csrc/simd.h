@@ -256,6 +256,44 @@ inline unsigned below_bits(Vec<float> a, Vec<float> b) {
 #endif
 }
 
+// As many numbers as there are floats in a vector.
+typedef int32_t Numbers __attribute__((vector_size(kFloatLanes * 4)));
+
+inline Numbers load_first(const int32_t* p, int64_t count) {
+  return (Numbers)load_first(reinterpret_cast<const float*>(p), count);
+}
+
+inline void store(int32_t* p, Numbers v) { std::memcpy(p, &v, sizeof v); }
+
+// A bit for each lane in which a and b differ.
+inline unsigned differing_bits(Numbers a, Numbers b) {
+#if PHASED_LSTM_LANES == 16 && defined(__AVX512F__)
+  return _mm512_cmpneq_epi32_mask((__m512i)a, (__m512i)b);
+#elif PHASED_LSTM_LANES == 8 && defined(__AVX2__)
+  return static_cast<unsigned>(_mm256_movemask_ps((__m256)(a != b)));
+#elif PHASED_LSTM_LANES == 4 && defined(__SSE2__)
+  return static_cast<unsigned>(_mm_movemask_ps((__m128)(a != b)));
+#else
+  unsigned bits = 0;
+  for (int i = 0; i < kFloatLanes; ++i) bits |= static_cast<unsigned>(a[i] != b[i]) << i;
+  return bits;
+#endif
+}
+
+// Writes table[numbers[0]], table[numbers[1]] and so on, numbers below 16.
+inline void store_chosen(double* to, const double* table, Numbers numbers) {
+#if PHASED_LSTM_LANES == 16 && defined(__AVX512F__)
+  const __m512d low = _mm512_loadu_pd(table), high = _mm512_loadu_pd(table + 8);
+  const __m512i all = (__m512i)numbers;
+  const __m512i first = _mm512_cvtepi32_epi64(_mm512_castsi512_si256(all));
+  const __m512i second = _mm512_cvtepi32_epi64(_mm512_extracti64x4_epi64(all, 1));
+  _mm512_storeu_pd(to, _mm512_permutex2var_pd(low, first, high));
+  _mm512_storeu_pd(to + 8, _mm512_permutex2var_pd(low, second, high));
+#else
+  for (int i = 0; i < kFloatLanes; ++i) to[i] = table[numbers[i]];
+#endif
+}
+
 // A bit for each lane in which a < b.
 inline unsigned less_bits(Vec<double> a, Vec<double> b) {
 #if PHASED_LSTM_LANES == 16 && defined(__AVX512F__)
@@ -308,9 +346,18 @@ struct ChosenLanes {
 constexpr ChosenLanes kChosenLanes;
 #endif
 
-// The numbers from 0 on, as many at a time as there are lanes.
+// The numbers from `first` on, as many at a time as there are lanes.
 class LaneNumbers {
  public:
+#if PHASED_LSTM_LANES == 16 && defined(__AVX512F__)
+  explicit LaneNumbers(int32_t first = 0)
+      : next_(_mm512_add_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
+                               _mm512_set1_epi32(first))) {}
+#elif PHASED_LSTM_LANES == 8 && defined(__AVX2__)
+  explicit LaneNumbers(int32_t first = 0) : next_(_mm256_set1_epi32(first)) {}
+#else
+  explicit LaneNumbers(int32_t first = 0) : next_(first) {}
+#endif
   // Writes those of the next numbers whose bits are set, in order; returns how many. A whole vector is written.
   int put(int32_t* to, unsigned bits) {
 #if PHASED_LSTM_LANES == 16 && defined(__AVX512F__)
@@ -329,11 +376,11 @@ class LaneNumbers {
 
  private:
 #if PHASED_LSTM_LANES == 16 && defined(__AVX512F__)
-  __m512i next_ = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  __m512i next_;
 #elif PHASED_LSTM_LANES == 8 && defined(__AVX2__)
-  __m256i next_ = _mm256_setzero_si256();
+  __m256i next_;
 #else
-  int32_t next_ = 0;
+  int32_t next_;
 #endif
 };
 

@@ -105,8 +105,9 @@ template <typename T>
 struct Rows {
   Buffer<T> input, h, c, output;
   Buffer<T> h_n, c_n;
-  Buffer<double> times;
-  std::vector<int64_t> lengths, offsets;
+  Buffer<double> times, residue;
+  std::vector<int64_t> lengths;
+  EventMemory<T> events;
 };
 
 // What a push needs for a while. Each thread keeps its own from push to push: given back to the system and taken again,
@@ -129,16 +130,16 @@ struct Workspace {
   static constexpr size_t kMostKept = 64 << 20;
 };
 
-// One layer of the stack over a push. `layer` lacks only what depends on the segments: `events` and `input` are those
-// of all of them, one behind the other.
+// One layer of the stack over a push. `layer` lacks only what depends on the segments: `events`, `input` and the times of
+// `gate` are those of all of them, one behind the other.
 template <typename T>
 class LayerRun {
  public:
   // `output`: (E, H) or null; `to`: the row of each event in it, or null for the event's own place. `new_h`, `new_c`:
   // (segments, H).
-  LayerRun(const Layer<T>& layer, bool lstm, const T* packed, const T* h, const T* c, T* output, const int64_t* to,
-           T* new_h, T* new_c, Rows<T>& rows)
-      : layer_(layer), lstm_(lstm), packed_(packed), h_(h), c_(c), output_(output), to_(to), new_h_(new_h),
+  LayerRun(const Layer<T>& layer, const GateTimes& gate, bool lstm, const T* packed, const T* h, const T* c, T* output,
+           const int64_t* to, T* new_h, T* new_c, Rows<T>& rows)
+      : layer_(layer), gate_(gate), lstm_(lstm), packed_(packed), h_(h), c_(c), output_(output), to_(to), new_h_(new_h),
         new_c_(new_c), rows_(rows) {}
 
   // `by_length`: numbers of segments, the longest first.
@@ -192,29 +193,34 @@ class LayerRun {
     Rows<T>& at = rows_;
     at.input.resize(rows * steps * I);
     at.times.resize(rows * steps);
+    at.residue.resize(gate_.residue ? rows * steps : 0);
     at.h.resize(rows * H);
     at.c.resize(lstm_ ? rows * H : 0);
     at.output.resize(output_ ? rows * steps * H : 0);
     at.lengths.resize(rows);
-    at.offsets.resize(rows * (steps + 1));
     for (int64_t row = 0; row < rows; ++row) {
       const auto [stream, begin, count] = segments[numbers[row]];
       std::copy_n(layer_.input + begin * I, count * I, &at.input[row * steps * I]);
-      std::copy_n(layer_.times + begin, count, &at.times[row * steps]);
+      std::copy_n(gate_.coarse + begin, count, &at.times[row * steps]);
+      if (gate_.residue) std::copy_n(gate_.residue + begin, count, &at.residue[row * steps]);
       std::copy_n(h_ + stream * H, H, &at.h[row * H]);
       if (lstm_) std::copy_n(c_ + stream * H, H, &at.c[row * H]);
       at.lengths[row] = count;
-      int64_t* offsets = &at.offsets[row * (steps + 1)];
-      std::copy_n(layer_.events.offsets + begin, count + 1, offsets);
-      std::fill(offsets + count + 1, offsets + steps + 1, offsets[count]);
     }
+    GateTimes gate = gate_;
+    gate.rows = rows;
+    gate.steps = steps;
+    gate.coarse = at.times.data();
+    gate.residue = gate_.residue ? at.residue.data() : nullptr;
+    const Plans plans(gate, at.lengths.data(), false);
+    const FoundEvents<T> found(nullptr, gate, &plans, at.events);
     Layer<T> layer = layer_;
     layer.batch = rows;
     layer.steps = steps;
     layer.input = at.input.data();
     layer.times = at.times.data();
     layer.lengths = at.lengths.data();
-    layer.events.offsets = at.offsets.data();
+    layer.events = found.events;
     at.h_n.resize(rows * H);
     at.c_n.resize(lstm_ ? rows * H : 0);
     const Forward<T> run{at.h.data(), lstm_ ? at.c.data() : nullptr, output_ ? at.output.data() : nullptr,
@@ -231,6 +237,7 @@ class LayerRun {
   }
 
   Layer<T> layer_;
+  const GateTimes& gate_;
   bool lstm_;
   const T* packed_;
   const T *h_, *c_;
@@ -321,11 +328,12 @@ void push_events(const Stack& stack, const Push& push, const T* values, int64_t 
     layer.ratio_on = ratio_on.data();
     layer.oscillation = static_cast<Oscillation>(stack.oscillations[index]);
     const Relative<V> relative(push, times, count, stack.origins[index]);
-    const Times stamps(relative.coarse.data(), relative.residue.empty() ? nullptr : relative.residue.data(), count);
-    const FoundEvents<T> found(nullptr, stamps, gate, H, false);
+    const GateTimes times_of_all{relative.coarse.data(), relative.residue.empty() ? nullptr : relative.residue.data(),
+                                 1, count, H, gate.period, gate.shift, gate.ratio_on, false};
+    const FoundEvents<T> found(nullptr, times_of_all);
     layer.events = found.events;
     layer.events.shared = false;
-    layer.times = stamps.coarse;
+    layer.times = times_of_all.coarse;
     layer.input = input;
     pack_open(layer, lstm, packed);
     T* out = last && !last_only ? result : nullptr;
@@ -334,7 +342,7 @@ void push_events(const Stack& stack, const Push& push, const T* values, int64_t 
       out = work.between[index % 2].data();
     }
     const int64_t* to = last && !push.order.empty() ? push.order.data() : nullptr;
-    LayerRun<T> run(layer, lstm, packed.data(), h + index * S * H, lstm ? c + index * S * H : nullptr, out, to,
+    LayerRun<T> run(layer, times_of_all, lstm, packed.data(), h + index * S * H, lstm ? c + index * S * H : nullptr, out, to,
                     new_h.data() + index * touched * H, lstm ? new_c.data() + index * touched * H : nullptr, work.rows);
     run.run(push.segments, by_length);
     input = out;

@@ -10,6 +10,7 @@
 #include "schedule.inl"
 #include "shares.inl"
 #include "single.inl"
+#include "ticks.inl"
 
 namespace {
 
@@ -27,11 +28,13 @@ constexpr KernelTable<T> table() {
   using L = Layer<T>;
   return {
       find_events<T>,
+      plan_ticks,
+      find_in_ticks<T>,
       [](const L& layer) -> int64_t {
         return layer.panels ? panel_vectors<T>(layer.batch) * Simd<T>::kLanes : group_rows(layer.batch);
       },
       [](const L& layer) -> int64_t { return tape_entries(layer); },
-      [](const L& layer, bool lstm) -> int64_t { return (lstm ? 6 : 5) + (layer.panels || alone(layer) ? 0 : 2); },
+      [](const L&, bool lstm) -> int64_t { return lstm ? 6 : 5; },
       [](const L& layer, bool lstm) -> int64_t {
         return lstm ? packed_size<T, 4>(layer) : packed_size<T, 3>(layer);
       },

@@ -33,7 +33,7 @@ void pack_open(const Layer<T>& layer, bool lstm, Buffer<T>& packed) {
   std::vector<uint8_t> open;
   if (layer.events.count < kFewEvents * layer.units) {
     open.resize(layer.units, 0);
-    for (int64_t e = 0; e < layer.events.count; ++e) open[layer.events.units[e]] = 1;
+    for (int64_t e = 0; e < layer.events.count; ++e) open[layer.events.unit(e)] = 1;
   }
   const uint8_t* wanted = open.empty() ? nullptr : open.data();
   const int64_t parts = wanted ? 1 : 1 + size * static_cast<int64_t>(sizeof(T)) / kPackedBytes;

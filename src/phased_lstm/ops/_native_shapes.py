@@ -18,19 +18,21 @@ def register_shapes() -> None:
         return_sequence, keep_tape = rest[-2:]
         batch, steps, _ = input.shape
         hidden = h0.shape[1]
-        rows = times.shape[0] if times.dim() == 2 else 1
         entries: Any = 0
         fields: Any = 0
         events: Any = 0
+        places: tuple[Any, ...] = (0, 0)
         if keep_tape:
             context = torch.library.get_ctx()
             entries, fields, events = context.new_dynamic_size(), context.new_dynamic_size(), context.new_dynamic_size()
+            # Rows of times, or groups of sequences and their ticks.
+            places = (1, steps + 1) if times.dim() == 1 else (context.new_dynamic_size(), context.new_dynamic_size())
         return (
             input.new_empty((batch if return_sequence else 0, steps, hidden)),
             input.new_empty((batch, hidden)),
             input.new_empty((0 if c0 is None else batch, hidden)),
             input.new_empty((entries, fields)),
-            input.new_empty((rows, steps + 1) if keep_tape else (0, 0), dtype=torch.int64),
+            input.new_empty(places, dtype=torch.int64),
             input.new_empty((events,), dtype=torch.int32),
             input.new_empty((events,)),
         )

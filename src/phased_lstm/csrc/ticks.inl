@@ -1,0 +1,351 @@
+// The ticks in which a group of sequences advances, and the open events in them.
+//
+// Sequences are independent, so those of a group advance together, in ticks: every running sequence takes one step or
+// waits. Units that are open in several sequences in the same tick share one read of their weights. Units open by the
+// clock, not by the number of the step; so sequences advance to about the same time, and one that is ahead waits.
+#pragma once
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+
+#include "bits.h"
+#include "kernels.h"
+#include "schedule.inl"
+#include "simd.h"
+
+namespace {
+
+using phased_lstm::Group;
+using phased_lstm::kLargestGroup;
+using phased_lstm::kSlotBits;
+using phased_lstm::kTicksInBlock;
+using phased_lstm::Plan;
+using phased_lstm::Tick;
+
+// Where the steps of a group's sequences are, in the order in which they are taken.
+class GroupSteps {
+ public:
+  GroupSteps(const GateTimes& gate, const Group& group) : gate_(gate), group_(group) {
+    for (int64_t slot = 0; slot < group.rows; ++slot)
+      valid_[slot] = group.lengths ? group.lengths[group.first + slot] : gate.steps;
+  }
+  int64_t rows() const { return group_.rows; }
+  int64_t valid(int64_t slot) const { return valid_[slot]; }
+  int64_t longest() const { return *std::max_element(valid_, valid_ + group_.rows); }
+  // A step's place in (N, L).
+  int64_t place(int64_t slot, int64_t position) const {
+    return (group_.first + slot) * gate_.steps + (group_.reverse ? valid_[slot] - 1 - position : position);
+  }
+  // Its time, on a clock that runs with the steps.
+  double time(int64_t slot, int64_t position) const {
+    const double time = gate_.coarse[place(slot, position)];
+    return group_.reverse ? -time : time;
+  }
+
+ private:
+  const GateTimes& gate_;
+  const Group& group_;
+  int64_t valid_[kLargestGroup];
+};
+
+inline void add_tick(Plan& plan, Tick tick, const int64_t (&done)[kLargestGroup]) {
+  if (plan.ticks.size() % kTicksInBlock == 0) std::copy_n(done, kLargestGroup, plan.positions.emplace_back().begin());
+  plan.ticks.push_back(tick);
+}
+
+// Sequences whose next time is within a mean interval of the earliest advance. Returns false when that takes more than
+// `most` ticks: the sequences are not in one span of time, or not in order.
+inline bool plan_by_clock(const GroupSteps& steps, int64_t most, Plan& plan) {
+  constexpr double never = std::numeric_limits<double>::infinity();
+  constexpr int lanes = Simd<double>::kLanes;
+  double interval = 0.0;
+  alignas(64) double next[kLargestGroup];
+  std::fill_n(next, kLargestGroup, never);
+  int64_t done[kLargestGroup] = {};
+  uint32_t running = 0;
+  for (int64_t slot = 0; slot < steps.rows(); ++slot) {
+    const int64_t valid = steps.valid(slot);
+    if (!valid) continue;
+    running |= 1u << slot;
+    next[slot] = steps.time(slot, 0);
+    const double span = steps.time(slot, valid - 1) - next[slot];
+    if (valid > 1) interval = std::max(interval, span / static_cast<double>(valid - 1));
+  }
+  while (running) {
+    if (static_cast<int64_t>(plan.ticks.size()) == most) return false;
+    double least[4] = {next[0], next[1], next[2], next[3]};
+    for (int64_t slot = 4; slot < kLargestGroup; ++slot) least[slot % 4] = std::min(least[slot % 4], next[slot]);
+    const double limit = std::min(std::min(least[0], least[1]), std::min(least[2], least[3])) + interval;
+    uint32_t later = 0;
+    for (int slot = 0; slot < kLargestGroup; slot += lanes)
+      later |= less_bits(splat(limit), load(next + slot)) << slot;
+    const uint32_t tick = running & ~later;
+    add_tick(plan, static_cast<Tick>(tick), done);
+    for (uint32_t rest = tick; rest; rest &= rest - 1) {
+      const int slot = __builtin_ctz(rest);
+      const bool more = ++done[slot] < steps.valid(slot);
+      next[slot] = more ? steps.time(slot, done[slot]) : never;
+      running &= ~(uint32_t(!more) << slot);
+    }
+  }
+  return true;
+}
+
+inline void plan_ticks(const GateTimes& gate, const Group& group, Plan& plan) {
+  const GroupSteps steps(gate, group);
+  const int64_t longest = steps.longest();
+  plan.ticks.clear();
+  plan.positions.clear();
+  if (plan_by_clock(steps, 3 * longest, plan)) return;
+  plan.ticks.clear();
+  plan.positions.clear();
+  int64_t done[kLargestGroup] = {};
+  for (int64_t step = 0; step < longest; ++step) {
+    uint32_t tick = 0;
+    for (int64_t slot = 0; slot < group.rows; ++slot) tick |= static_cast<uint32_t>(step < steps.valid(slot)) << slot;
+    add_tick(plan, static_cast<Tick>(tick), done);
+    for (int64_t slot = 0; slot < group.rows; ++slot) done[slot] += tick >> slot & 1;
+  }
+}
+
+// Finds the slots in which a unit may be open in a tick: all in which it is, and those in which single precision cannot
+// tell.
+class GroupCandidates {
+ public:
+  GroupCandidates(const GateConstants& of, int64_t units)
+      : of_(of),
+        units_(units),
+        blocks_((units + kWords - 1) / kWords),
+        behind_(blocks_ * kWords * kLargestGroup, 0.0f),
+        inverse_(blocks_ * kWords, 0.0f),
+        limit_(blocks_ * kWords, 0.0f),
+        open_in_(blocks_ * kLargestGroup),
+        open_(units + kFloatLanes) {
+    std::transform(of.inverse(), of.inverse() + units, inverse_.begin(), [](double x) { return static_cast<float>(x); });
+  }
+
+  // The next times of each slot are within `span` of its `origin`, and none is further from zero than `furthest`.
+  void move(const double* origin, double span, double furthest) {
+    if (span > kWidestSpan) span = std::numeric_limits<double>::infinity();
+    std::copy_n(origin, kLargestGroup, origin_);
+    for (int64_t u = 0; u < units_; u += Simd<double>::kLanes) {
+      const Vec<double> inverse = load(of_.inverse() + u), turns = load(of_.turns() + u), ratio = load(of_.ratio_on() + u);
+      const Vec<double> margin = margin_of(span * inverse, furthest * inverse);
+      const auto known = margin < kWidestMargin;
+      const Vec<double> wider = known ? ratio + 2.0 * margin : splat(std::numeric_limits<double>::infinity());
+      store_narrow(&limit_[u], ratio > 0.0 ? wider : ratio);
+      float* behind = &behind_[u / kWords * kWords * kLargestGroup + u % kWords];
+      for (int64_t slot = 0; slot < kLargestGroup; ++slot)
+        store_narrow(behind + slot * kWords,
+                     known ? fraction(origin_[slot] * inverse - turns) + margin : Vec<double>{});
+    }
+  }
+
+  // Writes the candidates of a tick, unit << kSlotBits | slot, in order, and returns the end. `times`: of all slots.
+  int32_t* put(const double* times, Tick tick, int32_t* to) {
+    // First the units that are open in any slot, since branches on bits are hard to foresee.
+    const int32_t* const open_end = find_units(times, tick);
+    for (const int32_t* unit = open_.data(); unit < open_end; ++unit) {
+      const unsigned slots = tick & words_with_bit(&open_in_[*unit / kWords * kLargestGroup], *unit % kWords);
+      LaneNumbers codes(*unit << kSlotBits);
+      for (int i = 0; i < kLargestGroup; i += kFloatLanes) to += codes.put(to, slots >> i & kAllLanes);
+    }
+    return to;
+  }
+
+ private:
+  static constexpr unsigned kAllLanes = (1u << kFloatLanes) - 1;
+  static_assert(kWords == kLargestGroup, "a word for each slot");
+
+  int32_t* find_units(const double* times, Tick tick) {
+    float since[kLargestGroup];
+    for (int64_t slot = 0; slot < kLargestGroup; ++slot)
+      since[slot] = static_cast<float>(std::clamp(times[slot] - origin_[slot], -kWidestSpan, kWidestSpan));
+    int32_t* open_end = open_.data();
+    LaneNumbers units;
+    for (int64_t block = 0; block < blocks_; ++block) {
+      Vec<float> inverse[kWords / kFloatLanes], limit[kWords / kFloatLanes];
+      for (int v = 0; v < kWords / kFloatLanes; ++v) {
+        inverse[v] = load(&inverse_[block * kWords + v * kFloatLanes]);
+        limit[v] = load(&limit_[block * kWords + v * kFloatLanes]);
+      }
+      unsigned any = 0;
+      for (uint32_t rest = tick; rest; rest &= rest - 1) {
+        const int slot = __builtin_ctz(rest);
+        const float* behind = &behind_[(block * kLargestGroup + slot) * kWords];
+        const Vec<float> after = splat(since[slot]);
+        unsigned bits = 0;
+        for (int v = 0; v < kWords / kFloatLanes; ++v)
+          bits |= below_bits(fraction(after * inverse[v] + load(behind + v * kFloatLanes)), limit[v]) << v * kFloatLanes;
+        open_in_[block * kLargestGroup + slot] = static_cast<uint16_t>(bits);
+        any |= bits;
+      }
+      for (int i = 0; i < kWords; i += kFloatLanes) open_end += units.put(open_end, any >> i & kAllLanes);
+    }
+    return open_end;
+  }
+
+  const GateConstants& of_;
+  // Units are looked at in blocks of kWords.
+  int64_t units_, blocks_;
+  double origin_[kLargestGroup];
+  // Of each block and slot, and of each unit in it, what to add for the phase and the margin.
+  Buffer<float> behind_;
+  // 1 / tau, and the limit of the phase with the margin; 0 beyond the last unit.
+  Buffer<float> inverse_, limit_;
+  // Of each block and slot, the units that may be open, as bits.
+  Buffer<uint16_t> open_in_;
+  // The units that may be open in any slot.
+  Buffer<int32_t> open_;
+};
+
+// The open events of a block of a group's ticks.
+template <typename T>
+class TickSearch {
+ public:
+  TickSearch(const GateTimes& gate, const Group& group, EventBlock<T>& found)
+      : gate_(gate),
+        steps_(gate, group),
+        found_(found),
+        of_(gate),
+        most_(group.rows * gate.units),
+        scan_(scanned_steps(most_)),
+        candidates_(of_, gate.units),
+        judgement_(gate, of_, scan_ * most_),
+        codes_(scan_ * most_ + 2 * kLargestGroup, 0),
+        unit_(scan_ * most_ + 2 * kLargestGroup, 0),
+        time_(scan_ * most_ + 2 * kLargestGroup, 0.0) {
+    found_.count = 0;
+    found_.begin(static_cast<int64_t>(of_.open() * static_cast<double>(group.rows * kTicksInBlock) / 2) + most_);
+  }
+
+  void search(const Plan& plan, int64_t block, int64_t* counts) {
+    const auto end = std::min<int64_t>(plan.ticks.size(), (block + 1) * kTicksInBlock);
+    std::copy_n(plan.positions[block].begin(), kLargestGroup, position_);
+    for (int64_t near = block * kTicksInBlock; near < end; near += kNearSteps) {
+      const int64_t until = std::min(end, near + kNearSteps);
+      take_times(plan.ticks.data() + near, until - near);
+      for (int64_t scanned = near; scanned < until; scanned += scan_) {
+        const int64_t ticks = std::min(until - scanned, scan_);
+        scan(plan.ticks.data() + scanned, scanned - near, ticks, counts + scanned);
+      }
+    }
+  }
+
+ private:
+  // The next times of the slots. Who waits in a tick has his last time there, or his first.
+  void take_times(const Tick* ticks, int64_t count) {
+    alignas(64) double low[kLargestGroup] = {}, high[kLargestGroup] = {};
+    Tick seen = 0;
+    for (int64_t i = 0; i < count; ++i) {
+      std::copy_n(i ? times_[i - 1] : low, kLargestGroup, times_[i]);
+      exact_[i] = true;
+      for (uint32_t rest = ticks[i]; rest; rest &= rest - 1) {
+        const int slot = __builtin_ctz(rest);
+        const int64_t place = steps_.place(slot, position_[slot]++);
+        const double time = gate_.coarse[place];
+        times_[i][slot] = time;
+        places_[i][slot] = place;
+        exact_[i] &= of_.exact_quotient(place);
+        const bool first = !(seen >> slot & 1);
+        low[slot] = first ? time : std::min(low[slot], time);
+        high[slot] = first ? time : std::max(high[slot], time);
+      }
+      seen |= ticks[i];
+    }
+    double span = 0.0, furthest = 0.0;
+    for (int64_t slot = 0; slot < kLargestGroup; ++slot) {
+      span = std::max(span, high[slot] - low[slot]);
+      furthest = std::max(furthest, std::max(std::fabs(low[slot]), std::fabs(high[slot])));
+    }
+    candidates_.move(low, span, furthest);
+  }
+
+  // Ticks `first` .. first + count of those whose times are known.
+  void scan(const Tick* ticks, int64_t first, int64_t count, int64_t* counts) {
+    int64_t known = 0;
+    bool all = true;
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t before = known;
+      if (exact_[first + i])
+        known = candidates_.put(times_[first + i], ticks[i], codes_.data() + before) - codes_.data();
+      else
+        all = false;
+      ends_[i] = known;
+      // Whole vectors: what is behind the last candidate is of some unit and slot, too.
+      for (int64_t e = before; e < known; e += kFloatLanes) {
+        const Numbers codes = load_first(&codes_[e], kFloatLanes);
+        store(&unit_[e], codes >> kSlotBits);
+        store_chosen(&time_[e], times_[first + i], codes & static_cast<int32_t>(kLargestGroup - 1));
+      }
+    }
+    all &= judgement_.judge(unit_.data(), time_.data(), known);
+    if (all) {
+      found_.grow(found_.count + known);
+      std::copy_n(codes_.data(), known, found_.units.data() + found_.count);
+      std::copy_n(judgement_.phases(), known, found_.phases.data() + found_.count);
+      found_.count += known;
+      for (int64_t i = 0; i < count; ++i) counts[i] = ends_[i] - (i ? ends_[i - 1] : 0);
+      return;
+    }
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t before = found_.count;
+      found_.grow(before + most_);
+      if (exact_[first + i])
+        keep_open(i ? ends_[i - 1] : 0, ends_[i]);
+      else
+        find_exactly(ticks[i], places_[first + i]);
+      counts[i] = found_.count - before;
+    }
+  }
+
+  // Those of candidates from .. to that are open.
+  void keep_open(int64_t from, int64_t to) {
+    for (int64_t at = from; at < to; ++at) {
+      found_.units[found_.count] = codes_[at];
+      found_.phases[found_.count] = judgement_.phases()[at];
+      found_.count += judgement_.open(at);
+    }
+  }
+
+  void find_exactly(Tick tick, const int64_t* places) {
+    for (int64_t u = 0; u < gate_.units; ++u)
+      for (uint32_t rest = tick; rest; rest &= rest - 1) {
+        const int slot = __builtin_ctz(rest);
+        const double residue = gate_.residue ? gate_.residue[places[slot]] : 0.0;
+        const double phase = exact_phase(gate_.coarse[places[slot]], residue, gate_.period[u], gate_.shift[u]);
+        if (phase >= gate_.ratio_on[u]) continue;
+        found_.units[found_.count] = static_cast<int32_t>(u << kSlotBits | slot);
+        found_.phases[found_.count++] = static_cast<T>(phase);
+      }
+  }
+
+  const GateTimes& gate_;
+  GroupSteps steps_;
+  EventBlock<T>& found_;
+  GateConstants of_;
+  // Candidates of a tick at most, and ticks whose candidates are found before their phases are.
+  int64_t most_, scan_;
+  GroupCandidates candidates_;
+  Judgement<T> judgement_;
+  // Of the candidates. There is room for a vector behind the last.
+  Buffer<int32_t> codes_, unit_;
+  Buffer<double> time_;
+  int64_t position_[kLargestGroup], ends_[kNearSteps];
+  // Of the next ticks and of each slot: its time, and for those that take a step its place in (N, L); and whether a
+  // rounded quotient serves for all of them.
+  alignas(64) double times_[kNearSteps][kLargestGroup];
+  int64_t places_[kNearSteps][kLargestGroup];
+  bool exact_[kNearSteps];
+};
+
+template <typename T>
+void find_in_ticks(const GateTimes& gate, const Group& group, const Plan& plan, int64_t block, int64_t* counts,
+                   EventBlock<T>& found) {
+  TickSearch<T>(gate, group, found).search(plan, block, counts);
+}
+
+}  // namespace
