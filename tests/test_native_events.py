@@ -89,3 +89,79 @@ def test_events_of_wide_layers_are_those_of_the_reference(isa: str) -> None:
         "    t.assert_events_are_those_of_the_reference(1e3, True, units=units)\n"
     )
     in_a_process_with(isa, script)
+
+
+def assert_events_of_groups_are_those_of_the_reference(
+    times: Tensor, units: int = 33, reverse: bool = False, lengths: Tensor | None = None
+) -> None:
+    """Four sequences and more go in groups, whose events come by unit << 4 | slot, tick for tick.
+
+    A tick does not tell which step it is of a slot; but the phases of a slot and unit come in the order of its steps.
+    """
+    (batch, steps), size = times.shape, max(1, min(16, len(times) // 2))
+    gate = TimeGate(units, ratio_on=0.2, dtype=torch.float64)
+    values = tuple(value.detach() for value in gate.values())
+    wanted = gate.phase(times)
+    assert bool(((wanted - 0.2).abs() > 1e-9).all())
+    for dtype, tolerance in ((torch.float64, 1e-9), (torch.float32, 1e-7)):
+        weights = (torch.zeros(4 * units, 1, dtype=dtype), torch.zeros(4 * units, units, dtype=dtype), None, None, None)
+        h = torch.zeros(batch, units, dtype=dtype)
+        *_, offsets, codes, phases = torch.ops.phased_lstm.layer(
+            torch.zeros(batch, steps, 1, dtype=dtype), times, lengths, h, h, *weights, *values, 0.0, 0, reverse, False,
+            True,
+        )  # fmt: skip
+        assert len(offsets) == -(-batch // size)
+        assert (int(offsets[0, 0]), int(offsets[-1, -1])) == (0, len(codes))
+        for group, of_group in enumerate(offsets):
+            part = slice(of_group[0], of_group[-1])
+            rising = codes[part].diff() > 0
+            # A tick ends before these.
+            rising[of_group[(of_group > of_group[0]) & (of_group < of_group[-1])] - of_group[0] - 1] = True
+            assert bool(rising.all())
+            for row in range(group * size, min((group + 1) * size, batch)):
+                valid = steps if lengths is None else int(lengths[row])
+                of_row = wanted[row, :valid].flip(0) if reverse else wanted[row, :valid]
+                of_slot = (codes[part] & 15) == row - group * size
+                found, unit = phases[part][of_slot].double(), codes[part][of_slot] >> 4
+                for u in range(units):
+                    opened = of_row[:, u][of_row[:, u] < 0.2]
+                    torch.testing.assert_close(found[unit == u], opened, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+def test_events_of_groups_are_those_of_the_reference(isa: str) -> None:
+    """Sorted times and others, at any scale, in one span or each sequence at a date of its own; blocks of ticks."""
+    script = (
+        "import torch, test_native_events as t\n"
+        "torch.manual_seed(0)\n"
+        "check = t.assert_events_of_groups_are_those_of_the_reference\n"
+        "for scale in (1e-3, 1e2, 1e6, 1e15):\n"
+        "    times = torch.randn(5, 150, dtype=torch.float64) * scale\n"
+        "    check(times)\n"
+        "    check(times.sort(-1).values, reverse=True)\n"
+        "times = torch.rand(21, 400, dtype=torch.float64).sort(-1).values * 400\n"
+        "check(times, 9)\n"
+        "check(times, 9, True, torch.arange(21) * 20)\n"
+        "check(times + torch.arange(21).unsqueeze(1) * 2.0**31, 20)\n"
+        "for units in (1, 16, 17, 300):\n"
+        "    check(times[:4, :60].contiguous(), units)\n"
+    )
+    in_a_process_with(isa, script)
+
+
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+def test_events_of_groups_at_times_that_are_no_float64(isa: str) -> None:
+    script = (
+        "import torch, test_native_events as t\n"
+        "step = torch.arange(300)\n"
+        "times = 2**58 + 65 * (step % 3 - 1) + step % 4 * 2**60\n"
+        "gate = tuple(torch.full((21,), value, dtype=torch.float64) for value in (2.0**60, 0.0, 0.25))\n"
+        "weights = (torch.zeros(84, 1), torch.zeros(84, 21), None, None, None)\n"
+        "h = torch.zeros(6, 21)\n"
+        "*_, codes, phases = torch.ops.phased_lstm.layer(\n"
+        "    torch.zeros(6, 300, 1), times.expand(6, 300), None, h, h, *weights, *gate, 0.0, 0, False, False, True)\n"
+        "assert len(codes) == 6 * 21 * 100\n"
+        "assert (codes.view(-1, 21, 3) == (torch.arange(21) * 16).unsqueeze(1) + torch.arange(3)).all()\n"
+        "torch.testing.assert_close(phases, torch.full((12600,), 0.25), rtol=0, atol=1e-7)\n"
+    )
+    in_a_process_with(isa, script)

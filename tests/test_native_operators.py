@@ -162,6 +162,50 @@ def test_offsets_that_wrap_around_are_no_places_of_events() -> None:
         )  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("offsets", "codes", "message"),
+    [
+        # Two groups of two sequences, a tick for each of two steps: those of a group are open in the same.
+        ([[0, 1, 2], [2, 3, 4]], [16, 17, 16, 4 * 16], "tape: size 9 in dimension 0, expected 4"),
+        ([[0, 1, 2], [2, 3, 4]], [16, 17, 16, 5 * 16], "were times changed between forward and backward"),
+        ([[0, 1, 2], [2, 3, 4]], [16, 18, 16, 17], "were times changed between forward and backward"),
+        ([[0, 1], [1, 4]], [16, 17, 16, 17], "were times changed between forward and backward"),
+        ([[0, 1, 2]], [16, 17], "were times changed between forward and backward"),
+        ([[0, 2, 2], [2, 3, 4]], [17, 16, 16, 17], "events should rise within a tick"),
+        ([[0, 2, 2], [2, 3, 4]], [16, 16, 16, 17], "events should rise within a tick"),
+        ([[0, 1, 2], [2, 3, 4]], [16, 17, 16, -1], "events should rise within a tick"),
+        ([[0, 1, 2], [2, 3, 5]], [16, 17, 16, 17], "offsets should span all events"),
+        ([[0, 1, 2], [1, 3, 4]], [16, 17, 16, 17], "offsets should rise by at most"),
+        ([[0, 3, 2], [2, 3, 4]], [16, 17, 16, 17], "offsets should rise by at most"),
+        ([[0, -(2**63), 2], [2, 3, 4]], [16, 17, 16, 17], "offsets should rise by at most"),
+        ([[0, 0, 2**40], [2**40, 0, 4]], [16, 17, 16, 17], "offsets should rise by at most"),
+    ],
+)
+def test_events_of_groups_are_checked(offsets: list[list[int]], codes: list[int], message: str) -> None:
+    """Sequences 0 and 1, and 2 and 3, are a group each, and all have the same times."""
+    events = (torch.tensor(offsets), torch.tensor(codes, dtype=torch.int32), torch.zeros(len(codes)))
+    one, h = torch.ones(5, dtype=torch.float64), torch.zeros(4, 5)
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.phased_lstm.layer_backward(
+            torch.zeros(4, 2, 1), torch.arange(2).double().expand(4, 2), None, torch.zeros(20, 1), torch.zeros(20, 5),
+            None, None, None, one, one, one, 0.0, 0, False, h, torch.zeros(9, 6), *events, None, h, h, False, True,
+        )  # fmt: skip
+
+
+def test_events_of_a_waiting_sequence_are_none() -> None:
+    """The second sequence of the first group is much later than the first: it has no event in the first tick."""
+    times = torch.tensor([[0.0, 1.0], [50.0, 51.0], [0.0, 1.0], [0.0, 1.0]], dtype=torch.float64)
+    offsets = torch.tensor([[0, 1, 1, 1, 1], [1, 1, 1, 1, 1]])
+    one, h = torch.ones(5, dtype=torch.float64), torch.zeros(4, 5)
+    for code, message in ((16, "tape: size 9"), (17, "were times changed between forward and backward")):
+        events = (offsets, torch.tensor([code], dtype=torch.int32), torch.zeros(1))
+        with pytest.raises(RuntimeError, match=message):
+            torch.ops.phased_lstm.layer_backward(
+                torch.zeros(4, 2, 1), times, None, torch.zeros(20, 1), torch.zeros(20, 5), None, None, None, one, one,
+                one, 0.0, 0, False, h, torch.zeros(9, 6), *events, None, h, h, False, True,
+            )  # fmt: skip
+
+
 def test_units_may_fall_or_repeat_from_step_to_step() -> None:
     """With empty steps between, and from row to row. What is refused next is the tape, which is of other events."""
     events = (

@@ -105,17 +105,3 @@ def test_threads_flush_denormal_numbers_as_their_caller_does(two_threads: None) 
         torch.set_flush_denormal(False)
     assert has_denormals(kept)
     assert not any(map(has_denormals, flushed))
-
-
-def test_a_thread_that_fails_keeps_nobody_waiting(two_threads: None) -> None:
-    """The other thread reaches its half, and must not wait for one that is gone."""
-    values, options = _unequal_shares(True, False, 0.0)
-    values = [value.detach() for value in values]
-    values[0].requires_grad_()
-    for _ in range(20):
-        times = values[1].clone()
-        output, _, _ = native.phased_lstm(values[0], times, *values[2:10], peephole=None, **options)
-        # Those of the first half of the batch: its thread finds events that are not those of its tape.
-        times.data[:16] = torch.rand(16, _LONG).sort(1).values
-        with pytest.raises(RuntimeError, match="were times changed between forward and backward"):
-            output.sum().backward()

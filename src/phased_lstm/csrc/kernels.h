@@ -150,6 +150,9 @@ struct EventBlock {
   }
 };
 
+// A unit's gradients of period, shift and ratio, and one more place, so that they are added to at once.
+constexpr int64_t kGateSums = 4;
+
 // Where two threads may change places, see shares.inl.
 struct alignas(64) Exchange {
   enum { kOpen, kOfferedByFirst, kOfferedBySecond, kAnswering, kAnswered, kClosed };
@@ -192,7 +195,8 @@ struct KernelTable {
   void (*forward)(const Layer<T>&, bool lstm, const Forward<T>&, const T* packed, Shares&);
   // Values in one chunk's share of the gradients.
   int64_t (*partial_size)(const Layer<T>&, bool lstm);
-  // `partials` (chunks, partial_size) and `gate_sums` (chunks, 3, H), zero on entry, gather the gradients that rows share.
+  // `partials` (chunks, partial_size) and `gate_sums` (chunks, H, kGateSums), zero on entry, gather the gradients that
+  // rows share.
   void (*backward)(const Layer<T>&, bool lstm, const Backward<T>&, const T* packed, Shares&, T* partials,
                    double* gate_sums);
   // Adds up the chunks' shares in their order, in the place of the first, and puts them into torch's layout.

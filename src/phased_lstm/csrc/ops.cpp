@@ -207,7 +207,7 @@ BackwardResult backward(const Operands& from, const Times& times, const Events<T
   // An empty batch has one, too, to gather zeros from.
   const int64_t chunks = std::max<int64_t>(1, parts);
   Buffer<T> partials(chunks * table<T>().partial_size(layer, lstm), T(0));
-  std::vector<double> gates(chunks * 3 * H, 0.0);
+  Buffer<double> gates(chunks * kGateSums * H, 0.0);
   Buffer<T> own;
   const T* packed = packed_weights(layer, lstm, own);
   share_out(parts, L, [&](Shares& shares) {

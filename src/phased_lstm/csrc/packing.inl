@@ -9,6 +9,7 @@
 namespace {
 
 using phased_lstm::Backward;
+using phased_lstm::kGateSums;
 using phased_lstm::Layer;
 
 // An event has four sums, its slots: an LSTM's i, f, g, o; a GRU's r, z, and the parts of n from the input and from
@@ -120,7 +121,8 @@ void gather(const Layer<T>& layer, const Backward<T>& run, T* partials, const do
   }
   std::fill_n(run.grad_gate, 3 * H, 0.0);
   for (int64_t chunk = 0; chunk < chunks; ++chunk)
-    for (int64_t j = 0; j < 3 * H; ++j) run.grad_gate[j] += gate_sums[chunk * 3 * H + j];
+    for (int64_t u = 0; u < H; ++u)
+      for (int j = 0; j < 3; ++j) run.grad_gate[j * H + u] += gate_sums[(chunk * H + u) * kGateSums + j];
 }
 
 }  // namespace

@@ -170,7 +170,7 @@ class BackwardPanels {
   void begin(int64_t chunk) {
     chunk_ = Chunk(chunk, chunks_, (layer_.batch + P - 1) / P);
     partial_ = partials_ + chunk * partial_size<T, G>(layer_);
-    gate_sums_ = all_gate_sums_ + chunk * 3 * H();
+    gate_sums_ = all_gate_sums_ + chunk * kGateSums * H();
     begin_panel();
   }
 
@@ -313,19 +313,20 @@ class BackwardPanels {
     store_quad(head, load_quad(head) + sums(in_slots));
     if (Lstm && layer_.peephole)
       for (int j = 0; j < 3; ++j) partial_[H() * packing_.unit() + u * 3 + j] += sum(in_peephole[j]);
-    gate_sums_[2 * H() + u] += sum(in_ratio_all);
+    double* const in_gate = gate_sums_ + kGateSums * u;
+    in_gate[2] += sum(in_ratio_all);
     const double period = run_.period[u];
     if (layer_.events.shared) {
       const double in_phase = static_cast<double>(sum(in_phase_all)) / period;
-      gate_sums_[u] -= in_phase * (layer_.times[t] - run_.shift[u]) / period;
-      gate_sums_[H() + u] -= in_phase;
+      in_gate[0] -= in_phase * (layer_.times[t] - run_.shift[u]) / period;
+      in_gate[1] -= in_phase;
     }
     for (int64_t lane = 0; lane < panel_->count && (run_.grad_times || !layer_.events.shared); ++lane) {
       const int64_t row = panel_->first + lane;
       const double in_phase = static_cast<double>(in_phases[lane]) / period;
       if (!layer_.events.shared) {
-        gate_sums_[u] -= in_phase * (layer_.times[row * layer_.steps + t] - run_.shift[u]) / period;
-        gate_sums_[H() + u] -= in_phase;
+        in_gate[0] -= in_phase * (layer_.times[row * layer_.steps + t] - run_.shift[u]) / period;
+        in_gate[1] -= in_phase;
       }
       if (run_.grad_times && inside(layer_, row, t)) run_.grad_times[row * layer_.steps + t] += in_phase;
     }

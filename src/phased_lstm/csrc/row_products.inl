@@ -81,12 +81,9 @@ inline void add_peepholes(const T* d, T old_c, T cell, T* to) {
   to[2] += d[3] * cell;
 }
 
-// To those of period, shift and ratio, `stride` apart. `in_phase`: gradient of the time less the shift; `turns`: that in
-// periods.
-inline void add_gate(double in_phase, double in_ratio, double turns, int64_t stride, double* to) {
-  to[0] -= in_phase * turns;
-  to[stride] -= in_phase;
-  to[2 * stride] += in_ratio;
+// To those of period, shift and ratio. `in_phase`: gradient of the time less the shift; `turns`: that in periods.
+inline void add_gate(double in_phase, double in_ratio, double turns, double* to) {
+  store_quad(to, load_quad(to) + Quad<double>{-in_phase * turns, -in_phase, in_ratio, 0.0});
 }
 
 }  // namespace

@@ -241,7 +241,7 @@ class BackwardRows {
   void begin(int64_t chunk) {
     chunk_ = Chunk(chunk, chunks_, (layer_.batch + size_ - 1) / size_);
     partial_ = partials_ + chunk * partial_size<T, G>(layer_);
-    gate_sums_ = all_gate_sums_ + chunk * 3 * H();
+    gate_sums_ = all_gate_sums_ + chunk * kGateSums * H();
     begin_group();
   }
 
@@ -364,7 +364,8 @@ class BackwardRows {
       if (Lstm && layer_.peephole)
         add_peepholes(of_event, old_c()[e], at_[kCell][e], partial_ + H() * packing_.unit() + 3 * u);
       const double in_phase = at_[kInPhase][e] * inverse_[u];
-      add_gate(in_phase, at_[kInRatio][e], (time_[slot] - run_.shift[u]) * inverse_[u], H(), gate_sums_ + u);
+      add_gate(in_phase, at_[kInRatio][e], (time_[slot] - run_.shift[u]) * inverse_[u],
+               gate_sums_ + kGateSums * u);
       grad_time_[slot] += in_phase;
     }
   }

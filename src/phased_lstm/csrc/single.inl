@@ -143,7 +143,7 @@ void backward_single(const Layer<T>& layer, const Backward<T>& run, const T* pac
   // A chunk is a sequence here.
   for (int64_t row; (row = take_share(shares)) < shares.count;) {
     T *const partial = partials + row * partial_size<T, G>(layer), *const peepholes = partial + H * packing.unit();
-    double* const gate_sums = all_gate_sums + row * 3 * H;
+    double* const gate_sums = all_gate_sums + row * kGateSums * H;
     const int64_t* offsets = offsets_of(layer, row);
     const int64_t valid = valid_steps(layer, row);
     std::copy_n(run.h_n + row * H, H, h);
@@ -216,7 +216,7 @@ void backward_single(const Layer<T>& layer, const Backward<T>& run, const T* pac
         if (run.grad_input) add_few(packing, packed, u, d + 4 * e, grad_few);
         if (Lstm && layer.peephole) add_peepholes(d + 4 * e, tape[5 * count + e], at[kCell][e], peepholes + 3 * u);
         const double in_phase = at[kInPhase][e] * inverse[u];
-        add_gate(in_phase, at[kInRatio][e], (time - run.shift[u]) * inverse[u], H, gate_sums + u);
+        add_gate(in_phase, at[kInRatio][e], (time - run.shift[u]) * inverse[u], gate_sums + kGateSums * u);
         grad_time += in_phase;
       }
       if (run.grad_input) std::copy_n(packing.input ? grad_h + packing.state : grad_few, I, run.grad_input + place * I);
