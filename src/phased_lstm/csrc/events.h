@@ -128,16 +128,26 @@ class Plans {
 };
 
 // The open events of every row of times, or of groups; phases are of type T. They lie in tensors when they are to be
-// returned, else in the memory given, which is taken for as long.
+// returned, else in memory that is kept from call to call, and taken for as long.
 template <typename T>
 class FoundEvents {
  public:
   MaybeTensor offsets, units, phases;
 
-  // `like`: a tensor on the device, or null. `plans`: of the groups, if the events are to be in the order of their ticks.
-  FoundEvents(const Tensor* like, const GateTimes& gate, const Plans* plans = nullptr,
-              EventMemory<T>& memory = kept_events<T>())
+  // Of groups, from the events of each sequence.
+  FoundEvents(const GateTimes& gate, const Plans& plans, const Events<T>& by_row, EventMemory<T>& memory)
       : home_(memory), memory_(std::exchange(memory, {})) {
+    std::vector<Block> blocks;
+    for (int64_t number = 0; number < plans.count(); ++number) blocks.push_back({number, 0});
+    gather(nullptr, plans.count(), plans.most(), blocks, [&](const Block& block, int64_t* counts, EventBlock<T>& found) {
+      table<T>().merge_in_ticks(gate, plans.group(block.row), plans[block.row], by_row, counts, found);
+    });
+    events.plans = plans.all();
+    events.ticks = plans.most();
+  }
+  // `like`: a tensor on the device, or null. `plans`: of the groups, if the events are to be in the order of their ticks.
+  FoundEvents(const Tensor* like, const GateTimes& gate, const Plans* plans = nullptr)
+      : home_(kept_events<T>()), memory_(std::exchange(home_, {})) {
     plans ? find_in_ticks(like, gate, *plans) : find_by_row(like, gate);
   }
   ~FoundEvents() {

@@ -182,6 +182,9 @@ struct KernelTable {
   // The open events of its ticks kTicksInBlock * block and following, and how many each tick has.
   void (*find_in_ticks)(const GateTimes&, const Group&, const Plan&, int64_t block, int64_t* counts,
                         EventBlock<T>& found);
+  // Those of all its ticks, and how many each has, from the events of each sequence: (N, L + 1) offsets.
+  void (*merge_in_ticks)(const GateTimes&, const Group&, const Plan&, const Events<T>& by_row, int64_t* counts,
+                         EventBlock<T>& found);
   // Sequences that run side by side: ranges below count in groups of so many.
   int64_t (*group)(const Layer<T>&);
   // Shape of the tape.

@@ -105,8 +105,8 @@ template <typename T>
 struct Rows {
   Buffer<T> input, h, c, output;
   Buffer<T> h_n, c_n;
-  Buffer<double> times, residue;
-  std::vector<int64_t> lengths;
+  Buffer<double> times;
+  std::vector<int64_t> lengths, offsets;
   EventMemory<T> events;
 };
 
@@ -193,27 +193,31 @@ class LayerRun {
     Rows<T>& at = rows_;
     at.input.resize(rows * steps * I);
     at.times.resize(rows * steps);
-    at.residue.resize(gate_.residue ? rows * steps : 0);
     at.h.resize(rows * H);
     at.c.resize(lstm_ ? rows * H : 0);
     at.output.resize(output_ ? rows * steps * H : 0);
     at.lengths.resize(rows);
+    at.offsets.resize(rows * (steps + 1));
     for (int64_t row = 0; row < rows; ++row) {
       const auto [stream, begin, count] = segments[numbers[row]];
       std::copy_n(layer_.input + begin * I, count * I, &at.input[row * steps * I]);
       std::copy_n(gate_.coarse + begin, count, &at.times[row * steps]);
-      if (gate_.residue) std::copy_n(gate_.residue + begin, count, &at.residue[row * steps]);
       std::copy_n(h_ + stream * H, H, &at.h[row * H]);
       if (lstm_) std::copy_n(c_ + stream * H, H, &at.c[row * H]);
       at.lengths[row] = count;
+      int64_t* offsets = &at.offsets[row * (steps + 1)];
+      std::copy_n(layer_.events.offsets + begin, count + 1, offsets);
+      std::fill(offsets + count + 1, offsets + steps + 1, offsets[count]);
     }
     GateTimes gate = gate_;
     gate.rows = rows;
     gate.steps = steps;
     gate.coarse = at.times.data();
-    gate.residue = gate_.residue ? at.residue.data() : nullptr;
+    gate.residue = nullptr;
+    Events<T> by_row = layer_.events;
+    by_row.offsets = at.offsets.data();
     const Plans plans(gate, at.lengths.data(), false);
-    const FoundEvents<T> found(nullptr, gate, &plans, at.events);
+    const FoundEvents<T> found(gate, plans, by_row, at.events);
     Layer<T> layer = layer_;
     layer.batch = rows;
     layer.steps = steps;

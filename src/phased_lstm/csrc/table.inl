@@ -30,6 +30,7 @@ constexpr KernelTable<T> table() {
       find_events<T>,
       plan_ticks,
       find_in_ticks<T>,
+      merge_in_ticks<T>,
       [](const L& layer) -> int64_t {
         return layer.panels ? panel_vectors<T>(layer.batch) * Simd<T>::kLanes : group_rows(layer.batch);
       },

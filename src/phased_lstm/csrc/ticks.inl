@@ -18,6 +18,7 @@
 
 namespace {
 
+using phased_lstm::Events;
 using phased_lstm::Group;
 using phased_lstm::kLargestGroup;
 using phased_lstm::kSlotBits;
@@ -151,13 +152,12 @@ class GroupCandidates {
     for (const int32_t* unit = open_.data(); unit < open_end; ++unit) {
       const unsigned slots = tick & words_with_bit(&open_in_[*unit / kWords * kLargestGroup], *unit % kWords);
       LaneNumbers codes(*unit << kSlotBits);
-      for (int i = 0; i < kLargestGroup; i += kFloatLanes) to += codes.put(to, slots >> i & kAllLanes);
+      to += put_bits(codes, slots, to);
     }
     return to;
   }
 
  private:
-  static constexpr unsigned kAllLanes = (1u << kFloatLanes) - 1;
   static_assert(kWords == kLargestGroup, "a word for each slot");
 
   int32_t* find_units(const double* times, Tick tick) {
@@ -183,7 +183,7 @@ class GroupCandidates {
         open_in_[block * kLargestGroup + slot] = static_cast<uint16_t>(bits);
         any |= bits;
       }
-      for (int i = 0; i < kWords; i += kFloatLanes) open_end += units.put(open_end, any >> i & kAllLanes);
+      open_end += put_bits(units, any, open_end);
     }
     return open_end;
   }
@@ -346,6 +346,51 @@ template <typename T>
 void find_in_ticks(const GateTimes& gate, const Group& group, const Plan& plan, int64_t block, int64_t* counts,
                    EventBlock<T>& found) {
   TickSearch<T>(gate, group, found).search(plan, block, counts);
+}
+
+// The events of all ticks of a group, from those of its sequences.
+template <typename T>
+void merge_in_ticks(const GateTimes& gate, const Group& group, const Plan& plan, const Events<T>& by_row,
+                    int64_t* counts, EventBlock<T>& found) {
+  const GroupSteps steps(gate, group);
+  const int64_t width = (gate.units + kWords - 1) / kWords * kWords;
+  // Of each unit, the slots in which it is open; and its phases there.
+  Buffer<uint16_t> slots(width, 0);
+  Buffer<T> phases(width * kLargestGroup);
+  Buffer<int32_t> open(width + kFloatLanes);
+  int64_t position[kLargestGroup] = {};
+  found.count = 0;
+  for (const Tick tick : plan.ticks) {
+    int64_t count = 0;
+    for (uint32_t rest = tick; rest; rest &= rest - 1) {
+      const int slot = __builtin_ctz(rest);
+      // A row of offsets has one more than its steps.
+      const int64_t* offsets = by_row.offsets + steps.place(slot, position[slot]++) + group.first + slot;
+      for (int64_t e = offsets[0]; e < offsets[1]; ++e) {
+        const int32_t u = by_row.units[e];
+        slots[u] |= static_cast<uint16_t>(1u << slot);
+        phases[(u << kSlotBits) + slot] = by_row.phases[e];
+      }
+      count += offsets[1] - offsets[0];
+    }
+    *counts++ = count;
+    if (!count) continue;
+    // First the units that are open in any slot, since branches on bits are hard to foresee.
+    int32_t* open_end = open.data();
+    LaneNumbers units;
+    for (int64_t from = 0; from < width; from += kWords)
+      open_end += put_bits(units, nonzero_bits(&slots[from]), open_end);
+    found.grow(found.count + count + kLargestGroup);
+    int32_t* const codes = found.units.data() + found.count;
+    int32_t* to = codes;
+    for (const int32_t* unit = open.data(); unit < open_end; ++unit) {
+      LaneNumbers numbers(*unit << kSlotBits);
+      to += put_bits(numbers, slots[*unit], to);
+      slots[*unit] = 0;
+    }
+    for (int64_t e = 0; e < count; ++e) found.phases[found.count + e] = phases[codes[e]];
+    found.count += count;
+  }
 }
 
 }  // namespace
