@@ -19,7 +19,7 @@ def events_of(times: Tensor, gate: tuple[Tensor, Tensor, Tensor], dtype: torch.d
     weights = (torch.zeros(3 * units, 1, dtype=dtype), torch.zeros(3 * units, units, dtype=dtype), None, None, None)
     *_, offsets, of_event, phases = torch.ops.phased_lstm.layer(
         torch.zeros(batch, steps, 1, dtype=dtype), times, None, torch.zeros(batch, units, dtype=dtype), None, *weights,
-        *gate, 0.0, 0, False, False, True,
+        *gate, 0.0, 0, False, False, True, False,
     )  # fmt: skip
     found = torch.full((batch * steps, units), -1.0, dtype=torch.float64)
     of_step = torch.arange(batch * steps).repeat_interleave(offsets.diff(dim=1).flatten())

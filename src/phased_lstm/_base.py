@@ -38,12 +38,17 @@ class Timing(NamedTuple):
 
 
 class _Kept(NamedTuple):
-    """Constants that were made of a gate's parameters, the values in float64; and those parameters as they were."""
+    """Constants that were made of a gate's parameters.
 
-    parameters: Tensor
+    Attributes:
+        raw_gate: (8, H) the six parameters as they were, and growth and odds.
+        origin: as it was.
+        timing: the values, in float64.
+    """
+
+    raw_gate: Tensor
     origin: int
     timing: Timing
-    growth_and_odds: tuple[Tensor, Tensor]
 
 
 class PhasedModule(nn.Module):
@@ -121,9 +126,11 @@ class PhasedModule(nn.Module):
         suffix: str,
         x: Tensor,
         times: Tensor,
-        state: Sequence[Tensor],
-        options: dict[str, Any],
+        state: Sequence[Tensor | None],
         *,
+        lengths: Tensor | None = None,
+        reverse: bool = False,
+        return_sequence: bool = False,
         layered: bool = False,
         times_are_finite: bool = True,
     ) -> tuple[Tensor | None, ...]:
@@ -131,8 +138,8 @@ class PhasedModule(nn.Module):
 
         Args:
             suffix: of the weights' names.
-            x, times, options: as the backends take them.
-            state: each (N, H).
+            x, times, lengths, reverse, return_sequence: as the backends take them.
+            state: each (N, H), or None for zeros.
             layered: whether the final states are to be (1, N, H).
             times_are_finite: False if nobody has looked yet; then it is done here.
 
@@ -147,16 +154,15 @@ class PhasedModule(nn.Module):
         if self.bias:
             biases = (self._weight("bias_ih" + suffix), self._weight("bias_hh" + suffix))
         peepholes = tuple(self._weight(name + suffix) for name in PEEPHOLES) if self.peephole else ()
-        options = options | {"leak": gate.active_leak, "oscillation": gate.oscillation}
         sources = self._sources_for_native(gate, x, (*state, *weights, *biases, *peepholes))
         if sources is not None:
             kept = self._keep("gate" + suffix, sources)
             times = times if kept.timing.origin == 0 else gate.relative(times)
-            values = (*kept.timing[:3], *kept.growth_and_odds)
             try:
                 return native.layer_of_parameters(
-                    x, times, tuple(state), (*weights, *biases), peepholes, sources[:6], values,
-                    layered=layered, **options,
+                    x, times, tuple(state), (*weights, *biases), peepholes, sources[:3], kept.timing[:3], kept.raw_gate,
+                    leak=gate.active_leak, oscillation=gate.oscillation, lengths=lengths, reverse=reverse,
+                    return_sequence=return_sequence, layered=layered,
                 )  # fmt: skip
             except RuntimeError as error:
                 refusal = error
@@ -169,6 +175,15 @@ class PhasedModule(nn.Module):
                 del refusal
         if not times_are_finite:
             check_time_values(times)
+        if state[0] is None:
+            state = self._blank_states(x)
+        options = {
+            "leak": gate.active_leak,
+            "oscillation": gate.oscillation,
+            "lengths": lengths,
+            "reverse": reverse,
+            "return_sequence": return_sequence,
+        }
         output, *final = self._by_operands(suffix, gate, x, times, state, weights, biases, peepholes, options)
         return (output, *((each.unsqueeze(0) for each in final) if layered else final))
 
@@ -178,7 +193,7 @@ class PhasedModule(nn.Module):
         gate: TimeGate,
         x: Tensor,
         times: Tensor,
-        state: Sequence[Tensor],
+        state: Sequence[Any],
         weights: tuple[Any, Any],
         biases: tuple[Any, Any],
         peepholes: tuple[Any, ...],
@@ -244,14 +259,15 @@ class PhasedModule(nn.Module):
         They must be bit for bit what they were: versions of tensors would not tell of writes through `.data`.
         """
         kept = self._kept.get(name)
-        if kept is None or not native.gate_unchanged(kept.parameters, kept.origin, sources):
+        if kept is None or not native.gate_unchanged(kept.raw_gate, kept.origin, sources):
             # Tensors made in inference mode could not serve a later call that trains.
             with torch.inference_mode(False), torch.no_grad():
                 *parameters, origin_now = sources
                 *values, growth, odds = gate_values_and_factors(*parameters)
                 period, shift, ratio_on = (value.double() for value in values)
                 origin = int(origin_now)
-                kept = _Kept(torch.stack(parameters), origin, Timing(period, shift, ratio_on, origin), (growth, odds))
+                raw_gate = torch.stack((*parameters, growth, odds))
+                kept = _Kept(raw_gate, origin, Timing(period, shift, ratio_on, origin))
             self._kept[name] = kept
         return kept
 
@@ -288,8 +304,8 @@ class PhasedModule(nn.Module):
                 f"Convert it: hx.to({input.dtype})"
             )
 
-    def _blank_states(self, input: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, ...]:
-        blank = torch.zeros(shape, dtype=input.dtype, device=input.device)
+    def _blank_states(self, input: Tensor) -> tuple[Tensor, ...]:
+        blank = torch.zeros((input.shape[0], self.hidden_size), dtype=input.dtype, device=input.device)
         return (blank,) * self._state_count
 
     @property
