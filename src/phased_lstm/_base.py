@@ -126,7 +126,7 @@ class PhasedModule(nn.Module):
         suffix: str,
         x: Tensor,
         times: Tensor,
-        state: Sequence[Tensor | None],
+        state: tuple[Tensor | None, ...],
         *,
         lengths: Tensor | None = None,
         reverse: bool = False,
@@ -149,18 +149,18 @@ class PhasedModule(nn.Module):
         gate = self._module("gate" + suffix)
         if gate.hidden_size != self.hidden_size:
             raise ValueError(f"gate{suffix} is of {gate.hidden_size} units, the layer has {self.hidden_size}")
-        weights = (self._weight("weight_ih" + suffix), self._weight("weight_hh" + suffix))
         biases: tuple[Any, Any] = (None, None)
         if self.bias:
             biases = (self._weight("bias_ih" + suffix), self._weight("bias_hh" + suffix))
+        weights = (self._weight("weight_ih" + suffix), self._weight("weight_hh" + suffix), *biases)
         peepholes = tuple(self._weight(name + suffix) for name in PEEPHOLES) if self.peephole else ()
-        sources = self._sources_for_native(gate, x, (*state, *weights, *biases, *peepholes))
+        sources = self._sources_for_native(gate, x, (*state, *weights, *peepholes))
         if sources is not None:
             kept = self._keep("gate" + suffix, sources)
             times = times if kept.timing.origin == 0 else gate.relative(times)
             try:
                 return native.layer_of_parameters(
-                    x, times, tuple(state), (*weights, *biases), peepholes, sources[:3], kept.timing[:3], kept.raw_gate,
+                    x, times, state, weights, peepholes, sources[:3], kept.timing[:3], kept.raw_gate,
                     leak=gate.active_leak, oscillation=gate.oscillation, lengths=lengths, reverse=reverse,
                     return_sequence=return_sequence, layered=layered,
                 )  # fmt: skip
@@ -183,8 +183,9 @@ class PhasedModule(nn.Module):
             "lengths": lengths,
             "reverse": reverse,
             "return_sequence": return_sequence,
+            "backend": self.backend,
         }
-        output, *final = self._by_operands(suffix, gate, x, times, state, weights, biases, peepholes, options)
+        output, *final = self._by_operands(suffix, gate, x, times, state, weights, peepholes, options)
         return (output, *((each.unsqueeze(0) for each in final) if layered else final))
 
     def _by_operands(
@@ -193,25 +194,25 @@ class PhasedModule(nn.Module):
         gate: TimeGate,
         x: Tensor,
         times: Tensor,
-        state: Sequence[Any],
-        weights: tuple[Any, Any],
-        biases: tuple[Any, Any],
+        state: tuple[Any, ...],
+        weights: tuple[Any, Any, Any, Any],
         peepholes: tuple[Any, ...],
         options: dict[str, Any],
     ) -> tuple[Any, ...]:
         """Run one layer and direction on whatever backend takes the gate's values as operands."""
         timing = self._timing("gate" + suffix, gate)
         times = times if timing.origin == 0 else gate.relative(times)
-        options = options | {"backend": self.backend}
         if self._state_count == 1:
-            return apply_gru(x, times, state[0], *weights, *biases, *timing[:3], **options)
+            return apply_gru(x, times, state[0], *weights, *timing[:3], **options)
+        weight_ih, weight_hh, *biases = weights
         bias = None
         if self.bias:
             # Two 16-bit biases are added in float32, like everything else.
             first, second = (b.float() if b.dtype in NARROW_DTYPES else b for b in biases)
             bias = first + second
         peephole = torch.stack(peepholes) if peepholes else None
-        return apply_lstm(x, times, state[0], state[1], *weights, bias, *timing[:3], peephole=peephole, **options)
+        h0, c0 = state
+        return apply_lstm(x, times, h0, c0, weight_ih, weight_hh, bias, *timing[:3], peephole=peephole, **options)
 
     def _weight(self, name: str) -> Any:
         # torch.nn.Module looks in three places first. Pruned or parametrised, a weight is no parameter.

@@ -74,7 +74,7 @@ class PhasedRNN(PhasedModule):
         return 2 if self.bidirectional else 1
 
     def _suffixes(self, layer: int) -> list[str]:
-        return [f"_l{layer}{direction}" for direction in ("", "_reverse")[: self._directions]]
+        return [f"_l{layer}"] + [f"_l{layer}_reverse"] * self.bidirectional
 
     @property
     def all_weights(self) -> list[list[nn.Parameter]]:

@@ -299,7 +299,7 @@ class _LayerOfParameters(torch.autograd.Function):
         ctx.constants = values, raw_gate, peephole, options, layered
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors, lengths, h_n, *tape)
-        return output, h_n, c_n
+        return output if options[-1] else None, h_n, c_n if _is_lstm(others[3]) else None
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
@@ -401,16 +401,17 @@ def _gradients(
         raw_gate: as `layer_of_parameters`, for gradients in the raw parameters.
     """
     times = operands[1]
+    lstm = _is_lstm(operands[4])
     *settings, return_sequence = options
     need_input, need_times = needs
     in_output, in_h_n, in_c_n = grads
     in_input, in_h0, in_c0, in_weight_ih, in_weight_hh, in_bias_ih, in_bias_hh, in_peephole, *in_gate, in_times = (
         _layer_backward(
             *operands, *settings, *taped, in_output if return_sequence else None, in_h_n,
-            in_c_n if _is_lstm(operands[4]) else None, need_times, need_input, raw_gate, CONSTANTS,
+            in_c_n if lstm else None, need_times, need_input, raw_gate, CONSTANTS,
         )
     )  # fmt: skip
-    if _is_lstm(operands[4]):
+    if lstm:
         # Its biases are added up, so that the gradient of one is that of the other.
         in_bias_hh = in_bias_ih
     if need_times:
