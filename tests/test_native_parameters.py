@@ -201,6 +201,18 @@ def test_a_gate_that_makes_its_values_in_its_own_way_is_asked_for_them(phased: A
 
 
 @PHASED
+@pytest.mark.parametrize("trained", [False, True])
+def test_weights_of_the_other_cell_are_refused(phased: Any, trained: bool) -> None:
+    cell_of_other = PhasedGRU if phased is PhasedLSTM else PhasedLSTM
+    rnn, other = (cell(3, 9, bias=False, **OPTIONS) for cell in (phased, cell_of_other))
+    rnn.weight_ih_l0, rnn.weight_hh_l0 = other.weight_ih_l0, other.weight_hh_l0
+    x, times, _ = many_rows(4)
+    message = "weight_hh: size (27|36) in dimension 0, expected (36|27)"
+    with torch.set_grad_enabled(trained), pytest.raises(RuntimeError, match=message):
+        rnn(x, times=times)
+
+
+@PHASED
 def test_strided_parameters_serve(phased: Any) -> None:
     rnn = phased(3, 9, **OPTIONS)
     twin = copy.deepcopy(rnn)

@@ -104,6 +104,32 @@ def test_opcheck_of_the_layer(
 
 
 @pytest.mark.parametrize("lstm", [True, False])
+@pytest.mark.parametrize("keep_tape", [True, False])
+def test_opcheck_of_a_layer_without_states(lstm: bool, keep_tape: bool) -> None:
+    """And with final states (1, N, H)."""
+    arguments = operator_arguments(lstm, False, False, False, 0.0, keep_tape)
+    arguments = (*arguments[:3], None, None, *arguments[5:-1], True)
+    assert set(torch.library.opcheck(torch.ops.phased_lstm.layer.default, arguments).values()) == {"SUCCESS"}
+
+
+@pytest.mark.parametrize("lstm", [True, False])
+def test_the_operator_has_second_derivatives_without_states(lstm: bool) -> None:
+    """With final states (1, N, H) as with (N, H)."""
+    found = []
+    for layered in (False, True):
+        torch.manual_seed(0)
+        arguments = operator_arguments(lstm, False, False, False, 0.0, True)
+        x = arguments[0]
+        _, h_n, *_ = torch.ops.phased_lstm.layer(*arguments[:3], None, None, *arguments[5:-1], layered)
+        (first,) = torch.autograd.grad(h_n.sin().sum(), x, create_graph=True)
+        found += [first, *torch.autograd.grad(first.square().sum(), x)]
+    assert found[0].any()
+    assert found[1].any()
+    assert torch.equal(found[0], found[2])
+    assert torch.equal(found[1], found[3])
+
+
+@pytest.mark.parametrize("lstm", [True, False])
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("needed", [True, False])
 @OPERATOR_CASES

@@ -200,8 +200,12 @@ def layer_of_parameters(
 
     Returns:
         output or None, h_n and, of an LSTM, c_n.
+
+    Raises:
+        RuntimeError: what the operator does not take, and weights of the other cell, which it would.
     """
     h0, c0 = states if len(states) == 2 else (states[0], None)
+    _check_cell(weights[1], 4 if len(states) == 2 else 3)
     sources = (h0, c0, *weights, *raw, *peepholes)
     options = (leak, OSCILLATIONS.index(oscillation), reverse, return_sequence)
     if torch.is_grad_enabled() and _any_requires_grad(input, times, *sources):
@@ -217,6 +221,12 @@ def layer_of_parameters(
     if not return_sequence:
         output = None
     return (output, h_n) if len(states) == 1 else (output, h_n, c_n)
+
+
+def _check_cell(weight_hh: Any, gates: int) -> None:
+    rows, units = weight_hh.shape[0], weight_hh.shape[-1]
+    if rows != gates * units:
+        raise RuntimeError(f"weight_hh: size {rows} in dimension 0, expected {gates * units}")
 
 
 def _any_requires_grad(*tensors: Tensor | None) -> bool:
@@ -296,20 +306,18 @@ class _LayerOfParameters(torch.autograd.Function):
         output, h_n, c_n, *tape = _without_autograd(
             input, times, lengths, *others, peephole, *values, *options, True, layered
         )
-        ctx.constants = values, raw_gate, peephole, options, layered
+        ctx.constants = values, raw_gate, peephole, options
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors, lengths, h_n, *tape)
         return output if options[-1] else None, h_n, c_n if _is_lstm(others[3]) else None
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        values, raw_gate, peephole, options, layered = ctx.constants
+        values, raw_gate, peephole, options = ctx.constants
         saved = ctx.saved_tensors
         tensors, (lengths, *taped) = saved[:-_TAPED], saved[-_TAPED:]
         needs = ctx.needs_input_grad[1:]
         if torch.is_grad_enabled():
-            if layered:
-                grads = (grads[0], *(None if grad is None else grad.squeeze(0) for grad in grads[1:]))
             make = partial(_made_of_parameters, lengths, raw_gate[3:6])
             return (None, *_reference_gradients(tensors, needs, make, options, grads))
         input, times, _, _, *weights = tensors[:_RAW]
@@ -451,7 +459,8 @@ def _reference_gradients(
             results = reference.phased_lstm(
                 input, times, h0, c0, weight_ih, weight_hh, bias_ih, *gate, peephole=peephole, **common
             )
-    pairs = [(r, g) for r, g in zip(results, grads, strict=False) if r is not None and g is not None]
+    # Final states of the operator may be (1, N, H).
+    pairs = [(r, g.reshape(r.shape)) for r, g in zip(results, grads, strict=False) if r is not None and g is not None]
     wanted = [tensor if need else None for tensor, need in zip(sources, needs, strict=False)]
     inputs = [tensor for tensor in wanted if tensor is not None]
     found = iter(
