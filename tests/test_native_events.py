@@ -19,7 +19,7 @@ def events_of(times: Tensor, gate: tuple[Tensor, Tensor, Tensor], dtype: torch.d
     weights = (torch.zeros(3 * units, 1, dtype=dtype), torch.zeros(3 * units, units, dtype=dtype), None, None, None)
     *_, offsets, of_event, phases = torch.ops.phased_lstm.layer(
         torch.zeros(batch, steps, 1, dtype=dtype), times, None, torch.zeros(batch, units, dtype=dtype), None, *weights,
-        *gate, 0.0, 0, False, False, True,
+        *gate, 0.0, 0, False, False, True, False,
     )  # fmt: skip
     found = torch.full((batch * steps, units), -1.0, dtype=torch.float64)
     of_step = torch.arange(batch * steps).repeat_interleave(offsets.diff(dim=1).flatten())
@@ -108,7 +108,7 @@ def assert_events_of_groups_are_those_of_the_reference(
         h = torch.zeros(batch, units, dtype=dtype)
         *_, offsets, codes, phases = torch.ops.phased_lstm.layer(
             torch.zeros(batch, steps, 1, dtype=dtype), times, lengths, h, h, *weights, *values, 0.0, 0, reverse, False,
-            True,
+            True, False,
         )  # fmt: skip
         assert len(offsets) == -(-batch // size)
         assert (int(offsets[0, 0]), int(offsets[-1, -1])) == (0, len(codes))
@@ -159,7 +159,8 @@ def test_events_of_groups_at_times_that_are_no_float64(isa: str) -> None:
         "weights = (torch.zeros(84, 1), torch.zeros(84, 21), None, None, None)\n"
         "h = torch.zeros(6, 21)\n"
         "*_, codes, phases = torch.ops.phased_lstm.layer(\n"
-        "    torch.zeros(6, 300, 1), times.expand(6, 300), None, h, h, *weights, *gate, 0.0, 0, False, False, True)\n"
+        "    torch.zeros(6, 300, 1), times.expand(6, 300), None, h, h, *weights, *gate, 0.0, 0, False, False, True, False\n"
+        ")\n"
         "assert len(codes) == 6 * 21 * 100\n"
         "assert (codes.view(-1, 21, 3) == (torch.arange(21) * 16).unsqueeze(1) + torch.arange(3)).all()\n"
         "torch.testing.assert_close(phases, torch.full((12600,), 0.25), rtol=0, atol=1e-7)\n"

@@ -41,7 +41,7 @@ def squashed_by_units(values: Tensor, batch: int) -> tuple[Tensor, Tensor]:
     # The input is 1, so the weights of a unit's gates are what is squashed.
     weights = (values.repeat(4).unsqueeze(1), torch.zeros(4 * units, units), None, None, None)
     *_, tape, _, _, _ = torch.ops.phased_lstm.layer(
-        torch.ones(batch, 1, 1), one[:1], None, state, state, *weights, one, one, one, 0.0, 1, False, False, True
+        torch.ones(batch, 1, 1), one[:1], None, state, state, *weights, one, one, one, 0.0, 1, False, False, True, False
     )
     if batch == 1:
         i, f, g, o, *_ = tape.view(6, units)

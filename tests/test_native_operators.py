@@ -29,14 +29,58 @@ def test_the_raw_operators_take_strided_tensors(lstm: bool) -> None:
     operands = (x, times, torch.tensor([6, 0, 3, 5, 1]), h0, c0, *weights[:3], bias_hh, peephole, *weights[3:6])
     operands = tuple(None if v is None else v.detach() for v in operands)
     options = (0.0, 0, False)
-    wanted = torch.ops.phased_lstm.layer(*operands, *options, True, True)
-    got = torch.ops.phased_lstm.layer(*strided(operands), *options, True, True)
+    wanted = torch.ops.phased_lstm.layer(*operands, *options, True, True, False)
+    got = torch.ops.phased_lstm.layer(*strided(operands), *options, True, True, False)
     output, h_n, c_n, *taped = wanted
     gradients = (torch.randn_like(output), torch.randn_like(h_n), torch.randn_like(c_n) if lstm else None)
     way_back = (*operands[:3], *operands[5:], *options, h_n, *taped, *gradients)
-    wanted += torch.ops.phased_lstm.layer_backward(*way_back, True, True)
-    got += torch.ops.phased_lstm.layer_backward(*strided(way_back), True, True)
+    wanted += torch.ops.phased_lstm.layer_backward(*way_back, True, True, None, [])
+    got += torch.ops.phased_lstm.layer_backward(*strided(way_back), True, True, None, [])
     assert [name for name, (a, b) in enumerate(zip(got, wanted, strict=True)) if not torch.equal(a, b)] == []
+
+
+@pytest.mark.parametrize("lstm", [True, False])
+@pytest.mark.parametrize("batch", [1, 3, 5])
+@pytest.mark.parametrize("shared", [True, False])
+def test_states_and_gradients_that_are_not_given_are_zeros(lstm: bool, batch: int, shared: bool) -> None:
+    x, times, h, *rest = (value.detach() for value in leaves(lstm, (batch, 6, 3, 4), shared, lstm))
+    weights = rest[1:] if lstm else rest
+    biases = (weights[2], None) if lstm else (weights.pop(2), weights.pop(2))
+    gate = weights[3:6] if lstm else weights[2:5]
+    operands = (*weights[:2], *biases, weights[6] if lstm else None, *gate, 0.0, 0, False)
+    zeros = torch.zeros_like(h)
+    states = (zeros, zeros if lstm else None)
+    ops = torch.ops.phased_lstm
+    wanted = ops.layer(x, times, None, *states, *operands, True, True, False)
+    found = ops.layer(x, times, None, None, None, *operands, True, True, False)
+    assert [index for index, (a, b) in enumerate(zip(found, wanted, strict=True)) if not torch.equal(a, b)] == []
+    output, h_n, _, *taped = wanted
+    way_back = (x, times, None, *operands, h_n, *taped, torch.randn_like(output))
+    wanted = ops.layer_backward(*way_back, *states, True, True, None, [])
+    found = ops.layer_backward(*way_back, None, None, True, True, None, [])
+    assert [index for index, (a, b) in enumerate(zip(found, wanted, strict=True)) if not torch.equal(a, b)] == []
+
+
+@pytest.mark.parametrize("lstm", [True, False])
+def test_final_states_of_a_layer_have_its_dimension(lstm: bool) -> None:
+    x, times, *_ = leaves(lstm, (5, 6, 3, 4), False, False)
+    gates = 4 if lstm else 3
+    one = torch.ones(4, dtype=torch.float64)
+    operands = (torch.randn(gates * 4, 3).double(), torch.randn(gates * 4, 4).double(), None, None, None, one, one, one)
+    operands = (x, times, None, *operands, 0.0, 0, False)
+    ops = torch.ops.phased_lstm
+
+    def there_and_back(layered: bool) -> tuple[Tensor, ...]:
+        _, h_n, c_n, *taped = ops.layer(*operands[:3], None, None, *operands[3:], True, True, layered)
+        assert h_n.shape == ((1, 5, 4) if layered else (5, 4))
+        assert c_n.shape == (*h_n.shape[:-2], 5 if lstm else 0, 4)
+        in_states = (h_n.cos(), c_n.cos() if lstm else None)
+        return (h_n, c_n, *ops.layer_backward(*operands, h_n, *taped, None, *in_states, True, True, None, []))
+
+    (h_n, c_n, *wanted), (layered_h_n, layered_c_n, *found) = there_and_back(False), there_and_back(True)
+    assert torch.equal(layered_h_n, h_n.unsqueeze(0))
+    assert torch.equal(layered_c_n, c_n.unsqueeze(0))
+    assert [index for index, (a, b) in enumerate(zip(found, wanted, strict=True)) if not torch.equal(a, b)] == []
 
 
 def raw_call(name: str) -> Any:
@@ -54,12 +98,14 @@ def raw_call(name: str) -> Any:
     ops = torch.ops.phased_lstm
 
     def forward(x=x, times=times, lengths=None, h=h, weights=weights, gate=gate, tail=tail) -> Any:
-        return ops.layer(x, times, lengths, h, h, *weights, *gate, *tail, True, True)
+        return ops.layer(x, times, lengths, h, h, *weights, *gate, *tail, True, True, False)
 
-    def backward(events: Any, tape: int) -> Any:
+    def backward(events: Any, tape: int, weights=weights, h=h, raw=(None, [])) -> Any:
         return ops.layer_backward(
-            x, times, None, *weights, *gate, *tail, h, torch.zeros(tape, 6), *events, None, h, h, False, True
+            x, times, None, *weights, *gate, *tail, h, torch.zeros(tape, 6), *events, None, h, h, False, True, *raw
         )
+
+    of_gru = (torch.randn(15, 4), torch.randn(15, 5), None, None, None)
 
     calls = {
         "times of rank 3": lambda: forward(times=times.unsqueeze(0)),
@@ -84,11 +130,18 @@ def raw_call(name: str) -> Any:
             *tail,
             True,
             True,
+            False,
         ),
         "input of another dtype": lambda: forward(x=x.double()),
         "period of zero": lambda: forward(gate=(one * 0, one, one)),
         "too few periods": lambda: forward(gate=(one[:4], one, one)),
         "state of another batch": lambda: forward(h=h[:1]),
+        "states of two layers": lambda: forward(h=torch.zeros(2, 2, 5)),
+        "a cell state for a GRU": lambda: forward(weights=of_gru),
+        "a cell's gradient for a GRU": lambda: backward(none, 0, weights=of_gru),
+        "final states of two layers": lambda: backward(none, 0, h=torch.zeros(2, 2, 5)),
+        "a gate of another size": lambda: backward(none, 0, raw=(torch.ones(8, 4), [1.0] * 7)),
+        "a gate without constants": lambda: backward(none, 0, raw=(torch.ones(8, 5), [])),
         "length out of range": lambda: forward(lengths=torch.tensor([4, 1])),
         "unknown oscillation": lambda: forward(tail=(0.0, 3, False)),
         "unit out of range": lambda: backward((few[0], few[1] + 1, few[2]), 1),
@@ -123,6 +176,12 @@ def raw_call(name: str) -> Any:
         ("period of zero", "unit 0: period should be positive"),
         ("too few periods", "period: size 4 in dimension 0, expected 5"),
         ("state of another batch", "h0: size 1 in dimension 0, expected 2"),
+        ("states of two layers", "h0: size 2 in dimension 0, expected 1"),
+        ("a cell state for a GRU", "c0 is an LSTM's"),
+        ("a cell's gradient for a GRU", "grad_c_n is an LSTM's"),
+        ("final states of two layers", "h_n: size 2 in dimension 0, expected 1"),
+        ("a gate of another size", "raw_gate: size 4 in dimension 1, expected 5"),
+        ("a gate without constants", "parametrisation should have 7 constants, got 0"),
         ("length out of range", "lengths should be from 0 to L"),
         ("unknown oscillation", "unknown oscillation"),
         ("unit out of range", "units should be from 0 to H - 1"),
@@ -158,7 +217,7 @@ def test_offsets_that_wrap_around_are_no_places_of_events() -> None:
         torch.ops.phased_lstm.layer_backward(
             torch.zeros(batch, steps, 1), torch.zeros(batch, steps).double(), None, torch.zeros(4 * hidden, 1),
             torch.zeros(4 * hidden, hidden), None, None, None, one, one, one, 0.0, 0, False, h, torch.zeros(0, 8),
-            *events, None, h, h, False, True,
+            *events, None, h, h, False, True, None, [],
         )  # fmt: skip
 
 
@@ -189,6 +248,7 @@ def test_events_of_groups_are_checked(offsets: list[list[int]], codes: list[int]
         torch.ops.phased_lstm.layer_backward(
             torch.zeros(4, 2, 1), torch.arange(2).double().expand(4, 2), None, torch.zeros(20, 1), torch.zeros(20, 5),
             None, None, None, one, one, one, 0.0, 0, False, h, torch.zeros(9, 6), *events, None, h, h, False, True,
+            None, [],
         )  # fmt: skip
 
 
@@ -202,7 +262,7 @@ def test_events_of_a_waiting_sequence_are_none() -> None:
         with pytest.raises(RuntimeError, match=message):
             torch.ops.phased_lstm.layer_backward(
                 torch.zeros(4, 2, 1), times, None, torch.zeros(20, 1), torch.zeros(20, 5), None, None, None, one, one,
-                one, 0.0, 0, False, h, torch.zeros(9, 6), *events, None, h, h, False, True,
+                one, 0.0, 0, False, h, torch.zeros(9, 6), *events, None, h, h, False, True, None, [],
             )  # fmt: skip
 
 
@@ -218,5 +278,5 @@ def test_units_may_fall_or_repeat_from_step_to_step() -> None:
     with pytest.raises(RuntimeError, match="tape: size 2 in dimension 0, expected 5"):
         torch.ops.phased_lstm.layer_backward(
             torch.zeros(2, 3, 4), torch.zeros(2, 3).double(), None, *weights, one, one, one, 0.0, 0, False, h,
-            torch.zeros(2, 6), *events, None, h, h, False, True,
+            torch.zeros(2, 6), *events, None, h, h, False, True, None, [],
         )  # fmt: skip

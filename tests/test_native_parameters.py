@@ -19,8 +19,9 @@ pytestmark = pytest.mark.skipif(bool(native.missing()), reason=f"native kernels:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_gradients_of_raw_parameters_are_those_of_autograd_bit_for_bit(dtype: torch.dtype) -> None:
-    units = 4096
+@pytest.mark.parametrize("lstm", [True, False])
+def test_gradients_of_raw_parameters_are_those_of_autograd_bit_for_bit(lstm: bool, dtype: torch.dtype) -> None:
+    batch, steps, units = 4, 12, 256
     # Periods are held at 2000, shifts at 1e5, ratios at 1.5: some lie beyond.
     raw = [(torch.randn(units, dtype=dtype) * scale).requires_grad_() for scale in (1.5e3, 8e4, 1.0)]
     with torch.no_grad():
@@ -29,14 +30,23 @@ def test_gradients_of_raw_parameters_are_those_of_autograd_bit_for_bit(dtype: to
         raw[0][5], raw[1][5], raw[2][5] = 2000.0, -1e5, 1.5
     initial = [torch.rand(units, dtype=dtype) * scale + 1e-7 for scale in (300.0, 40.0, 1.0)]
     initial[2][:3] = torch.tensor([1.0, 1e-6, 5e-7])
-    gradients = torch.randn(3, units, dtype=torch.float64)
-    values = torch.stack([value.double() for value in gate_values(*raw, *initial)])
-    wanted = torch.autograd.grad(values, raw, gradients)
+    values = [value.double() for value in gate_values(*raw, *initial)]
     with torch.no_grad():
-        kept = growth_of(raw[0]), odds_of(raw[2])
-        found = torch.ops.phased_lstm.gate_backward.default(gradients, *raw, initial[0], initial[2], *kept, *CONSTANTS)
-    assert all(0 < (gradient == 0).sum() < units / 2 for gradient in wanted)
-    assert_same_bits(list(found), list(wanted))
+        raw_gate = torch.stack([*raw, *initial, growth_of(raw[0]), odds_of(raw[2])])
+    rows = (4 if lstm else 3) * units
+    weights = [torch.randn(rows, size, dtype=dtype) / units for size in (3, units)]
+    x, times = torch.randn(batch, steps, 3, dtype=dtype), torch.rand(batch, steps, dtype=torch.float64) * 300
+    operands = (*weights, None, None, None, *(value.detach() for value in values), 0.1, 0, False)
+    output, h_n, *_, tape, offsets, opened, phases = torch.ops.phased_lstm.layer(
+        x, times, None, None, None, *operands, True, True, False
+    )
+    way_back = (x, times, None, *operands, h_n, tape, offsets, opened, phases, torch.randn_like(output), None, None)
+    *others, period, shift, ratio_on, _ = torch.ops.phased_lstm.layer_backward(*way_back, False, False, None, [])
+    wanted = torch.autograd.grad(values, raw, [period, shift, ratio_on])
+    *same, first, second, third, _ = torch.ops.phased_lstm.layer_backward(*way_back, False, False, raw_gate, CONSTANTS)
+    assert all(0 < (gradient == 0).sum() < units - 20 for gradient in wanted)
+    assert_same_bits([first, second, third], list(wanted))
+    assert_same_bits(same, others)
 
 
 def moved(phased: Any, **options: Any) -> Any:
@@ -188,6 +198,18 @@ def test_a_gate_that_makes_its_values_in_its_own_way_is_asked_for_them(phased: A
     assert_same_bits([rnn(x, times=times)[0]], [twin(x, times=times)[0]])
     with torch.no_grad():
         assert_same_bits([rnn(x, times=times)[0]], [twin(x, times=times)[0]])
+
+
+@PHASED
+@pytest.mark.parametrize("trained", [False, True])
+def test_weights_of_the_other_cell_are_refused(phased: Any, trained: bool) -> None:
+    cell_of_other = PhasedGRU if phased is PhasedLSTM else PhasedLSTM
+    rnn, other = (cell(3, 9, bias=False, **OPTIONS) for cell in (phased, cell_of_other))
+    rnn.weight_ih_l0, rnn.weight_hh_l0 = other.weight_ih_l0, other.weight_hh_l0
+    x, times, _ = many_rows(4)
+    message = "weight_hh: size (27|36) in dimension 0, expected (36|27)"
+    with torch.set_grad_enabled(trained), pytest.raises(RuntimeError, match=message):
+        rnn(x, times=times)
 
 
 @PHASED

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.distributed import TCPStore
 
 from phased_lstm import PhasedGRU, PhasedLSTM, PhasedLSTMCell
+from phased_lstm._parametrisation import CONSTANTS
 from phased_lstm.ops import native
 
 pytestmark = pytest.mark.skipif(bool(native.missing()), reason=f"native kernels: {native.missing()}")
@@ -84,7 +85,7 @@ def operator_arguments(
         if operand is not None:
             operand.requires_grad_(keep_tape)
     lengths = torch.tensor([6, 0, 3, 5, 1]) if some_lengths else None
-    return (*operands[:2], lengths, *operands[2:], leak, 0, reverse, True, keep_tape)
+    return (*operands[:2], lengths, *operands[2:], leak, 0, reverse, True, keep_tape, False)
 
 
 OPERATOR_CASES = pytest.mark.parametrize(("some_lengths", "reverse", "leak"), [(False, False, 0.01), (True, True, 0.0)])
@@ -103,6 +104,32 @@ def test_opcheck_of_the_layer(
 
 
 @pytest.mark.parametrize("lstm", [True, False])
+@pytest.mark.parametrize("keep_tape", [True, False])
+def test_opcheck_of_a_layer_without_states(lstm: bool, keep_tape: bool) -> None:
+    """And with final states (1, N, H)."""
+    arguments = operator_arguments(lstm, False, False, False, 0.0, keep_tape)
+    arguments = (*arguments[:3], None, None, *arguments[5:-1], True)
+    assert set(torch.library.opcheck(torch.ops.phased_lstm.layer.default, arguments).values()) == {"SUCCESS"}
+
+
+@pytest.mark.parametrize("lstm", [True, False])
+def test_the_operator_has_second_derivatives_without_states(lstm: bool) -> None:
+    """With final states (1, N, H) as with (N, H)."""
+    found = []
+    for layered in (False, True):
+        torch.manual_seed(0)
+        arguments = operator_arguments(lstm, False, False, False, 0.0, True)
+        x = arguments[0]
+        _, h_n, *_ = torch.ops.phased_lstm.layer(*arguments[:3], None, None, *arguments[5:-1], layered)
+        (first,) = torch.autograd.grad(h_n.sin().sum(), x, create_graph=True)
+        found += [first, *torch.autograd.grad(first.square().sum(), x)]
+    assert found[0].any()
+    assert found[1].any()
+    assert torch.equal(found[0], found[2])
+    assert torch.equal(found[1], found[3])
+
+
+@pytest.mark.parametrize("lstm", [True, False])
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("needed", [True, False])
 @OPERATOR_CASES
@@ -114,9 +141,10 @@ def test_opcheck_of_the_way_back(
     output, h_n, c_n, *kept = torch.ops.phased_lstm.layer(*arguments)
     x, times, lengths, _, _, *weights = arguments[:13]
     gradients = (torch.randn_like(output) if needed else None, torch.randn_like(h_n))
+    raw_gate = torch.rand(8, 4) if needed else None
     arguments = (
         x, times, lengths, *weights, *arguments[13:16], h_n, *kept, *gradients,
-        torch.randn_like(c_n) if lstm else None, needed, needed,
+        torch.randn_like(c_n) if lstm else None, needed, needed, raw_gate, CONSTANTS,
     )  # fmt: skip
     found = torch.library.opcheck(torch.ops.phased_lstm.layer_backward.default, arguments)
     assert set(found.values()) == {"SUCCESS"}

@@ -38,12 +38,17 @@ class Timing(NamedTuple):
 
 
 class _Kept(NamedTuple):
-    """Constants that were made of a gate's parameters, the values in float64; and those parameters as they were."""
+    """Constants that were made of a gate's parameters.
 
-    parameters: Tensor
+    Attributes:
+        raw_gate: (8, H) the six parameters as they were, and growth and odds.
+        origin: as it was.
+        timing: the values, in float64.
+    """
+
+    raw_gate: Tensor
     origin: int
     timing: Timing
-    growth_and_odds: tuple[Tensor, Tensor]
 
 
 class PhasedModule(nn.Module):
@@ -121,9 +126,11 @@ class PhasedModule(nn.Module):
         suffix: str,
         x: Tensor,
         times: Tensor,
-        state: Sequence[Tensor],
-        options: dict[str, Any],
+        state: tuple[Tensor | None, ...],
         *,
+        lengths: Tensor | None = None,
+        reverse: bool = False,
+        return_sequence: bool = False,
         layered: bool = False,
         times_are_finite: bool = True,
     ) -> tuple[Tensor | None, ...]:
@@ -131,8 +138,8 @@ class PhasedModule(nn.Module):
 
         Args:
             suffix: of the weights' names.
-            x, times, options: as the backends take them.
-            state: each (N, H).
+            x, times, lengths, reverse, return_sequence: as the backends take them.
+            state: each (N, H), or None for zeros.
             layered: whether the final states are to be (1, N, H).
             times_are_finite: False if nobody has looked yet; then it is done here.
 
@@ -142,21 +149,20 @@ class PhasedModule(nn.Module):
         gate = self._module("gate" + suffix)
         if gate.hidden_size != self.hidden_size:
             raise ValueError(f"gate{suffix} is of {gate.hidden_size} units, the layer has {self.hidden_size}")
-        weights = (self._weight("weight_ih" + suffix), self._weight("weight_hh" + suffix))
         biases: tuple[Any, Any] = (None, None)
         if self.bias:
             biases = (self._weight("bias_ih" + suffix), self._weight("bias_hh" + suffix))
+        weights = (self._weight("weight_ih" + suffix), self._weight("weight_hh" + suffix), *biases)
         peepholes = tuple(self._weight(name + suffix) for name in PEEPHOLES) if self.peephole else ()
-        options = options | {"leak": gate.active_leak, "oscillation": gate.oscillation}
-        sources = self._sources_for_native(gate, x, (*state, *weights, *biases, *peepholes))
+        sources = self._sources_for_native(gate, x, (*state, *weights, *peepholes))
         if sources is not None:
             kept = self._keep("gate" + suffix, sources)
             times = times if kept.timing.origin == 0 else gate.relative(times)
-            values = (*kept.timing[:3], *kept.growth_and_odds)
             try:
                 return native.layer_of_parameters(
-                    x, times, tuple(state), (*weights, *biases), peepholes, sources[:6], values,
-                    layered=layered, **options,
+                    x, times, state, weights, peepholes, sources[:3], kept.timing[:3], kept.raw_gate,
+                    leak=gate.active_leak, oscillation=gate.oscillation, lengths=lengths, reverse=reverse,
+                    return_sequence=return_sequence, layered=layered,
                 )  # fmt: skip
             except RuntimeError as error:
                 refusal = error
@@ -169,7 +175,17 @@ class PhasedModule(nn.Module):
                 del refusal
         if not times_are_finite:
             check_time_values(times)
-        output, *final = self._by_operands(suffix, gate, x, times, state, weights, biases, peepholes, options)
+        if state[0] is None:
+            state = self._blank_states(x)
+        options = {
+            "leak": gate.active_leak,
+            "oscillation": gate.oscillation,
+            "lengths": lengths,
+            "reverse": reverse,
+            "return_sequence": return_sequence,
+            "backend": self.backend,
+        }
+        output, *final = self._by_operands(suffix, gate, x, times, state, weights, peepholes, options)
         return (output, *((each.unsqueeze(0) for each in final) if layered else final))
 
     def _by_operands(
@@ -178,25 +194,25 @@ class PhasedModule(nn.Module):
         gate: TimeGate,
         x: Tensor,
         times: Tensor,
-        state: Sequence[Tensor],
-        weights: tuple[Any, Any],
-        biases: tuple[Any, Any],
+        state: tuple[Any, ...],
+        weights: tuple[Any, Any, Any, Any],
         peepholes: tuple[Any, ...],
         options: dict[str, Any],
     ) -> tuple[Any, ...]:
         """Run one layer and direction on whatever backend takes the gate's values as operands."""
         timing = self._timing("gate" + suffix, gate)
         times = times if timing.origin == 0 else gate.relative(times)
-        options = options | {"backend": self.backend}
         if self._state_count == 1:
-            return apply_gru(x, times, state[0], *weights, *biases, *timing[:3], **options)
+            return apply_gru(x, times, state[0], *weights, *timing[:3], **options)
+        weight_ih, weight_hh, *biases = weights
         bias = None
         if self.bias:
             # Two 16-bit biases are added in float32, like everything else.
             first, second = (b.float() if b.dtype in NARROW_DTYPES else b for b in biases)
             bias = first + second
         peephole = torch.stack(peepholes) if peepholes else None
-        return apply_lstm(x, times, state[0], state[1], *weights, bias, *timing[:3], peephole=peephole, **options)
+        h0, c0 = state
+        return apply_lstm(x, times, h0, c0, weight_ih, weight_hh, bias, *timing[:3], peephole=peephole, **options)
 
     def _weight(self, name: str) -> Any:
         # torch.nn.Module looks in three places first. Pruned or parametrised, a weight is no parameter.
@@ -244,14 +260,15 @@ class PhasedModule(nn.Module):
         They must be bit for bit what they were: versions of tensors would not tell of writes through `.data`.
         """
         kept = self._kept.get(name)
-        if kept is None or not native.gate_unchanged(kept.parameters, kept.origin, sources):
+        if kept is None or not native.gate_unchanged(kept.raw_gate, kept.origin, sources):
             # Tensors made in inference mode could not serve a later call that trains.
             with torch.inference_mode(False), torch.no_grad():
                 *parameters, origin_now = sources
                 *values, growth, odds = gate_values_and_factors(*parameters)
                 period, shift, ratio_on = (value.double() for value in values)
                 origin = int(origin_now)
-                kept = _Kept(torch.stack(parameters), origin, Timing(period, shift, ratio_on, origin), (growth, odds))
+                raw_gate = torch.stack((*parameters, growth, odds))
+                kept = _Kept(raw_gate, origin, Timing(period, shift, ratio_on, origin))
             self._kept[name] = kept
         return kept
 
@@ -288,8 +305,8 @@ class PhasedModule(nn.Module):
                 f"Convert it: hx.to({input.dtype})"
             )
 
-    def _blank_states(self, input: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, ...]:
-        blank = torch.zeros(shape, dtype=input.dtype, device=input.device)
+    def _blank_states(self, input: Tensor) -> tuple[Tensor, ...]:
+        blank = torch.zeros((input.shape[0], self.hidden_size), dtype=input.dtype, device=input.device)
         return (blank,) * self._state_count
 
     @property

@@ -88,13 +88,12 @@ class PhasedCell(PhasedModule):
         x = input.unsqueeze(0) if unbatched else input
         states = self._cell_states(hx, x, unbatched)
         stamps = self._cell_times(times, x, unbatched)
-        options = {"lengths": None, "reverse": False, "return_sequence": False}
-        _, *new = self._direction("", x.unsqueeze(1), stamps, states, options)
+        _, *new = self._direction("", x.unsqueeze(1), stamps, states)
         return tuple(state.squeeze(0) if unbatched else state for state in new if state is not None)
 
-    def _cell_states(self, hx: Any, x: Tensor, unbatched: bool) -> tuple[Tensor, ...]:
+    def _cell_states(self, hx: Any, x: Tensor, unbatched: bool) -> tuple[Tensor | None, ...]:
         if hx is None:
-            return self._blank_states(x, (x.shape[0], self.hidden_size))
+            return (None,) * self._state_count
         states = []
         for index, given in enumerate(self._check_states(hx, ("h_0", "c_0"))):
             name = "hidden" if self._state_count == 1 else f"hx[{index}]"

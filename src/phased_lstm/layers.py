@@ -74,7 +74,7 @@ class PhasedRNN(PhasedModule):
         return 2 if self.bidirectional else 1
 
     def _suffixes(self, layer: int) -> list[str]:
-        return [f"_l{layer}{direction}" for direction in ("", "_reverse")[: self._directions]]
+        return [f"_l{layer}"] + [f"_l{layer}_reverse"] * self.bidirectional
 
     @property
     def all_weights(self) -> list[list[nn.Parameter]]:
@@ -148,7 +148,7 @@ class PhasedRNN(PhasedModule):
         check_flag("return_sequence", return_sequence)
         batch = to_padded(self._name, input, times, lengths, self.batch_first)
         x = batch.values
-        self._check_input(x, self.weight_ih_l0)
+        self._check_input(x, self._weight("weight_ih_l0"))
         if x.shape[-1] != self.input_size:
             raise RuntimeError(
                 f"input.size(-1) must be equal to input_size. Expected {self.input_size}, got {x.shape[-1]}"
@@ -161,16 +161,12 @@ class PhasedRNN(PhasedModule):
             last = layer == self.num_layers - 1
             outputs: list[Any] = []
             for direction, suffix in enumerate(self._suffixes(layer)):
-                options = {
-                    "lengths": valid_lengths,
-                    "reverse": direction == 1,
-                    "return_sequence": return_sequence or not last,
-                }
-                output, *final = self._direction(
-                    suffix, x, stamps, states[len(finals)], options, layered=True, times_are_finite=bool(finals)
-                )
-                outputs.append(output)
-                finals.append(tuple(final))
+                results = self._direction(
+                    suffix, x, stamps, states[len(finals)], lengths=valid_lengths, reverse=direction == 1,
+                    return_sequence=return_sequence or not last, layered=True, times_are_finite=bool(finals),
+                )  # fmt: skip
+                outputs.append(results[0])
+                finals.append(results[1:])
             if not last or return_sequence:
                 x = torch.cat(outputs, dim=-1) if self.bidirectional else outputs[0]
                 if not last and self.dropout and self.training:
@@ -182,12 +178,13 @@ class PhasedRNN(PhasedModule):
             joined = tuple(state.squeeze(1) for state in joined)
         return batch.restore(x) if return_sequence else None, joined
 
-    def _initial_states(self, hx: Any, batch: PaddedBatch) -> list[tuple[Tensor, ...]]:
-        """Return the states of each layer and direction, each (N, H)."""
-        input = batch.values
-        shape = (self.num_layers * self._directions, input.shape[0], self.hidden_size)
+    def _initial_states(self, hx: Any, batch: PaddedBatch) -> list[tuple[Tensor | None, ...]]:
+        """Return the states of each layer and direction, each (N, H), or None for zeros."""
+        count = self.num_layers * self._directions
         if hx is None:
-            return [self._blank_states(input, shape[1:])] * shape[0]
+            return [(None,) * self._state_count] * count
+        input = batch.values
+        shape = (count, input.shape[0], self.hidden_size)
         states = self._check_states(hx, ("h_0", "c_0"))
         ranks = [state.dim() for state in states]
         wanted = 2 if batch.unbatched else 3

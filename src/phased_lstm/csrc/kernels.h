@@ -2,7 +2,7 @@
 //
 // Letters: N sequences, L steps, I input features, H units, G gates (LSTM 4: i, f, g, o; GRU 3: r, z, n),
 // E events. An event is a (step, unit) at which the unit may change. All arrays are dense in the
-// order given, row-major. No two arrays of a call overlap. Every pointer must stay valid for the
+// order given, row-major. No array that is written overlaps another. Every pointer must stay valid for the
 // call alone; nothing is kept.
 #pragma once
 

@@ -39,6 +39,7 @@ struct Operands {
   int64_t oscillation;
   bool reverse;
   int64_t batch, steps, inputs, units;
+  bool lstm;
 
   // The input is (N, L, I); or, for a step, (N, I) or (I).
   Operands(Tensor input_, MaybeTensor lengths_, Tensor weight_ih_, Tensor weight_hh_, MaybeTensor bias_ih_,
@@ -55,6 +56,7 @@ struct Operands {
     steps = step ? 1 : input.size(1);
     inputs = input.size(rank - 1);
     units = weight_hh.size(1);
+    lstm = weight_hh.size(0) == 4 * units;
     STD_TORCH_CHECK(units > 0 && inputs > 0, "there should be at least one unit and one input feature");
   }
 };
@@ -134,8 +136,19 @@ int64_t groups(const Layer<T>& layer) {
   return (layer.batch + size - 1) / size;
 }
 
+// States or gradients in them: (N, H), or (1, N, H) as a layer has them; zeros, held in `zeros`, if there are none.
+template <typename T>
+const T* states(const MaybeTensor& given, const char* name, int64_t batch, int64_t units, Buffer<T>& zeros) {
+  if (!given) {
+    zeros.resize(batch * units, T(0));
+    return zeros.data();
+  }
+  return given->dim() == 3 ? pointer<T>(given, name, {1, batch, units}) : pointer<T>(given, name, {batch, units});
+}
+
 using ForwardResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
-using BackwardResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+using BackwardResult =
+    std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 template <typename T>
 void run_forward(const Layer<T>& layer, bool lstm, const Forward<T>& run) {
@@ -145,9 +158,10 @@ void run_forward(const Layer<T>& layer, bool lstm, const Forward<T>& run) {
 }
 
 template <typename T>
-ForwardResult forward(const Operands& from, const Times& times, const GateOf& gate, const Tensor& h0,
-                      const MaybeTensor& c0, bool return_sequence, bool keep_tape) {
-  const bool lstm = c0.has_value();
+ForwardResult forward(const Operands& from, const Times& times, const GateOf& gate, const MaybeTensor& h0,
+                      const MaybeTensor& c0, bool return_sequence, bool keep_tape, bool layered) {
+  const bool lstm = from.lstm;
+  STD_TORCH_CHECK(lstm || !c0, "c0 is an LSTM's, and weight_hh is not (4 * H, H)");
   const int64_t N = from.batch, L = from.steps, H = from.units;
   const std::optional<Plans> plans = plans_of(from, times, gate);
   const FoundEvents<T> found(keep_tape ? &from.input : nullptr, gate_times(times, gate, H, from.leak > 0.0),
@@ -155,26 +169,83 @@ ForwardResult forward(const Operands& from, const Times& times, const GateOf& ga
   Buffer<T> ratio_on;
   const Layer<T> layer = layer_of<T>(lstm ? 4 : 3, from, times, found.events, gate.ratio_on, ratio_on);
   Tensor output_ = blank<T>(from.input, {return_sequence ? N : 0, L, H});
-  Tensor h_n = blank<T>(from.input, {N, H});
-  Tensor c_n = blank<T>(from.input, {lstm ? N : 0, H});
+  const auto blank_states = [&](int64_t rows) {
+    return layered ? blank<T>(from.input, {1, rows, H}) : blank<T>(from.input, {rows, H});
+  };
+  Tensor h_n = blank_states(N), c_n = blank_states(lstm ? N : 0);
   // Panels leave out what lies beyond their longest sequence.
   const bool gaps = layer.panels && layer.lengths;
   Tensor tape = keep_tape
                     ? blank<T>(from.input, {table<T>().tape_entries(layer), table<T>().tape_fields(layer, lstm)}, gaps)
                     : blank<T>(from.input, {0, 0});
+  Buffer<T> zeros;
   run_forward<T>(layer, lstm,
-                 {pointer<T>(h0, "h0", {N, H}), pointer<T>(c0, "c0", {N, H}),
+                 {states(h0, "h0", N, H, zeros), lstm ? states(c0, "c0", N, H, zeros) : nullptr,
                   return_sequence ? output<T>(output_) : nullptr, output<T>(h_n), lstm ? output<T>(c_n) : nullptr,
                   keep_tape ? output<T>(tape) : nullptr});
   if (keep_tape) return {output_, h_n, c_n, tape, *found.offsets, *found.units, *found.phases};
   return {output_, h_n, c_n, tape, blank<int64_t>(h_n, {0, 0}), blank<int32_t>(h_n, {0}), blank<T>(h_n, {0})};
 }
 
+// The constants of a gate's parametrisation.
+struct Parametrisation {
+  double period_step, shift_step, ratio_step, log_period_range, shift_range, logit_range, least_ratio;
+  explicit Parametrisation(const std::vector<double>& of) {
+    STD_TORCH_CHECK(of.size() == 7, "parametrisation should have 7 constants, got ", of.size());
+    period_step = of[0], shift_step = of[1], ratio_step = of[2], log_period_range = of[3], shift_range = of[4];
+    logit_range = of[5], least_ratio = of[6];
+  }
+};
+
+using OfGate = std::array<Tensor, 3>;
+
+// (3, H) gradients in a gate's values become those in its raw parameters: the derivative of `gate_values` in
+// _parametrisation.py, rounded after every operation just as torch's own autograd rounds it. So this file is compiled
+// without contraction to fused operations. `raw_gate` (8, H): the raw parameters, the initial values, and the growth and
+// the odds that the raw parameters were found to stand for on the way forward.
+template <typename T>
+OfGate raw_gradients(const double* in_values, const Tensor& raw_gate, int64_t H, const Parametrisation& by) {
+  const T* const rows = pointer<T>(raw_gate, "raw_gate", {8, H});
+  const T *raw_period = rows, *raw_shift = rows + H, *raw_ratio_on = rows + 2 * H, *initial_period = rows + 3 * H;
+  const T *initial_ratio_on = rows + 5 * H, *growth = rows + 6 * H, *odds = rows + 7 * H;
+  OfGate in_raw{blank<T>(raw_gate, {H}), blank<T>(raw_gate, {H}), blank<T>(raw_gate, {H})};
+  T *in_raw_period = output<T>(in_raw[0]), *in_raw_shift = output<T>(in_raw[1]), *in_raw_ratio = output<T>(in_raw[2]);
+  const auto inside = [](T x, double range) { return x >= T(-range) && x <= T(range); };
+  for (int64_t u = 0; u < H; ++u) {
+    const auto in_shift = static_cast<T>(in_values[H + u]), in_ratio = static_cast<T>(in_values[2 * H + u]);
+    const T period = initial_period[u] * growth[u], periods = T(by.shift_step) * raw_shift[u];
+    const T in_period = static_cast<T>(in_values[u]) + in_shift * std::clamp(periods, T(-by.shift_range), T(by.shift_range));
+    in_raw_period[u] = inside(T(by.period_step) * raw_period[u], by.log_period_range)
+                           ? in_period * initial_period[u] * growth[u] * T(by.period_step) : T(0);
+    in_raw_shift[u] = inside(periods, by.shift_range) ? in_shift * period * T(by.shift_step) : T(0);
+    const T part = initial_ratio_on[u] * odds[u], whole = part + (T(1) - initial_ratio_on[u]), ratio = part / whole;
+    const T in_odds = in_ratio / whole * initial_ratio_on[u] - in_ratio * (ratio / whole) * initial_ratio_on[u];
+    in_raw_ratio[u] = ratio >= T(by.least_ratio) && inside(T(by.ratio_step) * raw_ratio_on[u], by.logit_range)
+                          ? in_odds * odds[u] * T(by.ratio_step) : T(0);
+  }
+  return in_raw;
+}
+
+// Gradients in a gate's values, which are (3, H); or in its raw parameters, if there is a raw gate.
+OfGate gate_gradients(const double* in_values, const Tensor& like, const MaybeTensor& raw_gate,
+                      const std::vector<double>& parametrisation, int64_t H) {
+  if (raw_gate) {
+    const Parametrisation by(parametrisation);
+    return raw_gate->scalar_type() == ScalarType::Double ? raw_gradients<double>(in_values, *raw_gate, H, by)
+                                                         : raw_gradients<float>(in_values, *raw_gate, H, by);
+  }
+  OfGate gradients{blank<double>(like, {H}), blank<double>(like, {H}), blank<double>(like, {H})};
+  for (int j = 0; j < 3; ++j) std::copy_n(in_values + j * H, H, output<double>(gradients[j]));
+  return gradients;
+}
+
 template <typename T>
 BackwardResult backward(const Operands& from, const Times& times, const Events<T>& events, const GateOf& gate,
-                        const Tensor& h_n, const Tensor& tape, const MaybeTensor& grad_output, const Tensor& grad_h_n,
-                        const MaybeTensor& grad_c_n, bool need_times, bool need_input) {
-  const bool lstm = grad_c_n.has_value();
+                        const Tensor& h_n, const Tensor& tape, const MaybeTensor& grad_output,
+                        const MaybeTensor& grad_h_n, const MaybeTensor& grad_c_n, bool need_times, bool need_input,
+                        const MaybeTensor& raw_gate, const std::vector<double>& parametrisation) {
+  const bool lstm = from.lstm;
+  STD_TORCH_CHECK(lstm || !grad_c_n, "grad_c_n is an LSTM's, and weight_hh is not (4 * H, H)");
   Buffer<T> ratio_on;
   const Layer<T> layer = layer_of<T>(lstm ? 4 : 3, from, times, events, gate.ratio_on, ratio_on);
   const Tensor& input = from.input;
@@ -184,13 +255,14 @@ BackwardResult backward(const Operands& from, const Times& times, const Events<T
   Tensor grad_weight_ih = blank<T>(input, {G * H, I}), grad_weight_hh = blank<T>(input, {G * H, H});
   Tensor grad_bias_ih = blank<T>(input, {G * H}), grad_bias_hh = blank<T>(input, {lstm ? 0 : G * H});
   Tensor grad_peephole = blank<T>(input, {layer.peephole ? 3 : 0, H});
-  Tensor grad_gate = blank<double>(input, {3, H});
   Tensor grad_times = blank<double>(input, {need_times ? N : 0, L}, need_times);
-  const Backward<T> run{pointer<T>(h_n, "h_n", {N, H}),
+  Buffer<double> in_gate(3 * H);
+  Buffer<T> zeros;
+  const Backward<T> run{states(MaybeTensor(h_n), "h_n", N, H, zeros),
                         pointer<T>(tape, "tape", {table<T>().tape_entries(layer), table<T>().tape_fields(layer, lstm)}),
                         pointer<T>(grad_output, "grad_output", {N, L, H}),
-                        pointer<T>(grad_h_n, "grad_h_n", {N, H}),
-                        pointer<T>(grad_c_n, "grad_c_n", {N, H}),
+                        states(grad_h_n, "grad_h_n", N, H, zeros),
+                        lstm ? states(grad_c_n, "grad_c_n", N, H, zeros) : nullptr,
                         gate.period,
                         gate.shift,
                         need_input ? output<T>(grad_input) : nullptr,
@@ -201,7 +273,7 @@ BackwardResult backward(const Operands& from, const Times& times, const Events<T
                         output<T>(grad_bias_ih),
                         lstm ? nullptr : output<T>(grad_bias_hh),
                         layer.peephole ? output<T>(grad_peephole) : nullptr,
-                        output<double>(grad_gate),
+                        in_gate.data(),
                         need_times ? output<double>(grad_times) : nullptr};
   const int64_t parts = std::min(groups(layer), kChunks);
   // An empty batch has one, too, to gather zeros from.
@@ -214,8 +286,10 @@ BackwardResult backward(const Operands& from, const Times& times, const Events<T
     table<T>().backward(layer, lstm, run, packed, shares, partials.data(), gates.data());
   });
   table<T>().gather(layer, lstm, run, partials.data(), gates.data(), chunks);
-  return {grad_input, grad_h0, grad_c0, grad_weight_ih, grad_weight_hh,
-          grad_bias_ih, grad_bias_hh, grad_peephole, grad_gate, grad_times};
+  const auto [grad_period, grad_shift, grad_ratio_on] =
+      gate_gradients(in_gate.data(), input, raw_gate, parametrisation, H);
+  return {grad_input,   grad_h0,       grad_c0,     grad_weight_ih, grad_weight_hh, grad_bias_ih,
+          grad_bias_hh, grad_peephole, grad_period, grad_shift,     grad_ratio_on,  grad_times};
 }
 
 // Strided tensors serve too: in a program that torch.export made nobody asks before whether they are.
@@ -230,29 +304,32 @@ void make_all_dense(Tensors&... tensors) {
   (make_dense(tensors), ...);
 }
 
-// One operator for both cells: c0 present means LSTM.
-ForwardResult layer(Tensor input, Tensor times, MaybeTensor lengths, Tensor h0, MaybeTensor c0, Tensor weight_ih,
+// One operator for both cells: an LSTM's weight_hh is (4 * H, H). States that are not given are zero; `layered`: the
+// final ones are to be (1, N, H).
+ForwardResult layer(Tensor input, Tensor times, MaybeTensor lengths, MaybeTensor h0, MaybeTensor c0, Tensor weight_ih,
                     Tensor weight_hh, MaybeTensor bias_ih, MaybeTensor bias_hh, MaybeTensor peephole, Tensor period,
                     Tensor shift, Tensor ratio_on, double leak, int64_t oscillation, bool reverse,
-                    bool return_sequence, bool keep_tape) {
+                    bool return_sequence, bool keep_tape, bool layered) {
   make_all_dense(input, times, lengths, h0, c0, weight_ih, weight_hh, bias_ih, bias_hh, peephole, period, shift, ratio_on);
   const Operands from(input, lengths, weight_ih, weight_hh, bias_ih, bias_hh, peephole, leak, oscillation, reverse,
                       false);
   const Times stamps(times);
   const GateOf gate(period, shift, ratio_on, from.units);
   return input.scalar_type() == ScalarType::Double
-             ? forward<double>(from, stamps, gate, h0, c0, return_sequence, keep_tape)
-             : forward<float>(from, stamps, gate, h0, c0, return_sequence, keep_tape);
+             ? forward<double>(from, stamps, gate, h0, c0, return_sequence, keep_tape, layered)
+             : forward<float>(from, stamps, gate, h0, c0, return_sequence, keep_tape, layered);
 }
 
+// Gradients that are not given are zero. With `raw_gate`, see raw_gradients, those in the gate's values become those in
+// its raw parameters.
 BackwardResult layer_backward(Tensor input, Tensor times, MaybeTensor lengths, Tensor weight_ih, Tensor weight_hh,
                               MaybeTensor bias_ih, MaybeTensor bias_hh, MaybeTensor peephole, Tensor period,
                               Tensor shift, Tensor ratio_on, double leak, int64_t oscillation, bool reverse,
                               Tensor h_n, Tensor tape, Tensor offsets, Tensor units, Tensor phases,
-                              MaybeTensor grad_output, Tensor grad_h_n, MaybeTensor grad_c_n, bool need_times,
-                              bool need_input) {
+                              MaybeTensor grad_output, MaybeTensor grad_h_n, MaybeTensor grad_c_n, bool need_times,
+                              bool need_input, MaybeTensor raw_gate, std::vector<double> parametrisation) {
   make_all_dense(input, times, lengths, weight_ih, weight_hh, bias_ih, bias_hh, peephole, period, shift, ratio_on, h_n,
-                 tape, offsets, units, phases, grad_output, grad_h_n, grad_c_n);
+                 tape, offsets, units, phases, grad_output, grad_h_n, grad_c_n, raw_gate);
   const Operands from(input, lengths, weight_ih, weight_hh, bias_ih, bias_hh, peephole, leak, oscillation, reverse,
                       false);
   const Times stamps(times);
@@ -261,7 +338,8 @@ BackwardResult layer_backward(Tensor input, Tensor times, MaybeTensor lengths, T
     const std::optional<Plans> plans = plans_of(from, stamps, gate);
     const Events<T> events = plans ? checked_events<T>(offsets, units, phases, from.units, *plans)
                                    : checked_events<T>(offsets, units, phases, from.batch, from.steps, from.units);
-    return backward<T>(from, stamps, events, gate, h_n, tape, grad_output, grad_h_n, grad_c_n, need_times, need_input);
+    return backward<T>(from, stamps, events, gate, h_n, tape, grad_output, grad_h_n, grad_c_n, need_times, need_input,
+                       raw_gate, parametrisation);
   };
   return input.scalar_type() == ScalarType::Double ? run(double{}) : run(float{});
 }
@@ -291,13 +369,14 @@ std::tuple<Tensor, Tensor> step(Tensor input, double time, Tensor h, MaybeTensor
   return input.scalar_type() == ScalarType::Double ? run(double{}) : run(float{});
 }
 
-// Whether a time gate's parameters still are, bit for bit, what `kept` (6, H) holds, and its origin is `kept_origin`.
+// Whether a time gate's parameters still are, bit for bit, the first six rows of `kept` (8, H), and its origin is
+// `kept_origin`.
 bool gate_unchanged(Tensor kept, int64_t kept_origin, Tensor raw_period, Tensor raw_shift, Tensor raw_ratio_on,
                     Tensor initial_period, Tensor initial_shift, Tensor initial_ratio_on, Tensor origin) {
   if (!origin.is_cpu() || origin.scalar_type() != ScalarType::Long || origin.dim() != 0 ||
       *static_cast<const int64_t*>(origin.const_data_ptr()) != kept_origin)
     return false;
-  if (kept.dim() != 2 || kept.size(0) != 6 || !kept.is_cpu() || !kept.is_contiguous()) return false;
+  if (kept.dim() != 2 || kept.size(0) != 8 || !kept.is_cpu() || !kept.is_contiguous()) return false;
   const size_t bytes = static_cast<size_t>(kept.size(1)) * kept.element_size();
   const char* held = static_cast<const char*>(kept.const_data_ptr());
   for (const Tensor* now : {&raw_period, &raw_shift, &raw_ratio_on, &initial_period, &initial_shift, &initial_ratio_on}) {
@@ -307,58 +386,6 @@ bool gate_unchanged(Tensor kept, int64_t kept_origin, Tensor raw_period, Tensor 
     held += bytes;
   }
   return true;
-}
-
-// The constants of a gate's parametrisation.
-struct Parametrisation {
-  double period_step, shift_step, ratio_step, log_period_range, shift_range, logit_range, least_ratio;
-};
-
-// (3, H) gradients in a gate's values become those in its raw parameters: the derivative of `gate_values` in
-// _parametrisation.py, rounded after every operation just as torch's own autograd rounds it. So this file is compiled
-// without contraction to fused operations.
-template <typename T>
-std::tuple<Tensor, Tensor, Tensor> raw_gradients(const Tensor& gradients, const std::array<const Tensor*, 7>& from,
-                                                 const Parametrisation& by) {
-  const int64_t H = from[0]->size(0);
-  const double* in_values = pointer<double>(gradients, "gradients", {3, H});
-  const T* raw_period = pointer<T>(*from[0], "raw_period", {H});
-  const T* raw_shift = pointer<T>(*from[1], "raw_shift", {H});
-  const T* raw_ratio_on = pointer<T>(*from[2], "raw_ratio_on", {H});
-  const T* initial_period = pointer<T>(*from[3], "initial_period", {H});
-  const T* initial_ratio_on = pointer<T>(*from[4], "initial_ratio_on", {H});
-  const T* growth = pointer<T>(*from[5], "growth", {H});
-  const T* odds = pointer<T>(*from[6], "odds", {H});
-  Tensor in_raw[3] = {blank<T>(*from[0], {H}), blank<T>(*from[0], {H}), blank<T>(*from[0], {H})};
-  T *in_raw_period = output<T>(in_raw[0]), *in_raw_shift = output<T>(in_raw[1]), *in_raw_ratio = output<T>(in_raw[2]);
-  const auto inside = [](T x, double range) { return x >= T(-range) && x <= T(range); };
-  for (int64_t u = 0; u < H; ++u) {
-    const auto in_shift = static_cast<T>(in_values[H + u]), in_ratio = static_cast<T>(in_values[2 * H + u]);
-    const T period = initial_period[u] * growth[u], periods = T(by.shift_step) * raw_shift[u];
-    const T in_period = static_cast<T>(in_values[u]) + in_shift * std::clamp(periods, T(-by.shift_range), T(by.shift_range));
-    in_raw_period[u] = inside(T(by.period_step) * raw_period[u], by.log_period_range)
-                           ? in_period * initial_period[u] * growth[u] * T(by.period_step) : T(0);
-    in_raw_shift[u] = inside(periods, by.shift_range) ? in_shift * period * T(by.shift_step) : T(0);
-    const T part = initial_ratio_on[u] * odds[u], whole = part + (T(1) - initial_ratio_on[u]), ratio = part / whole;
-    const T in_odds = in_ratio / whole * initial_ratio_on[u] - in_ratio * (ratio / whole) * initial_ratio_on[u];
-    in_raw_ratio[u] = ratio >= T(by.least_ratio) && inside(T(by.ratio_step) * raw_ratio_on[u], by.logit_range)
-                          ? in_odds * odds[u] * T(by.ratio_step) : T(0);
-  }
-  return {in_raw[0], in_raw[1], in_raw[2]};
-}
-
-// `growth` and `odds`: what the raw parameters were found to stand for on the way forward.
-std::tuple<Tensor, Tensor, Tensor> gate_backward(Tensor gradients, Tensor raw_period, Tensor raw_shift,
-                                                 Tensor raw_ratio_on, Tensor initial_period, Tensor initial_ratio_on,
-                                                 Tensor growth, Tensor odds, double period_step, double shift_step,
-                                                 double ratio_step, double log_period_range, double shift_range,
-                                                 double logit_range, double least_ratio) {
-  const std::array<const Tensor*, 7> from{&raw_period,       &raw_shift, &raw_ratio_on, &initial_period,
-                                          &initial_ratio_on, &growth,    &odds};
-  const Parametrisation by{period_step, shift_step, ratio_step, log_period_range, shift_range, logit_range, least_ratio};
-  STD_TORCH_CHECK(raw_period.dim() == 1, "raw_period should be (H,)");
-  return raw_period.scalar_type() == ScalarType::Double ? raw_gradients<double>(gradients, from, by)
-                                                        : raw_gradients<float>(gradients, from, by);
 }
 
 // The instruction set in use, as a number: 0 baseline, 1 AVX2, 2 AVX-512.
@@ -373,16 +400,17 @@ int64_t read_changed_places() { return changed_places; }
 
 STABLE_TORCH_LIBRARY(phased_lstm, m) {
   m.def(
-      "layer(Tensor input, Tensor times, Tensor? lengths, Tensor h0, Tensor? c0, Tensor weight_ih, Tensor weight_hh, "
+      "layer(Tensor input, Tensor times, Tensor? lengths, Tensor? h0, Tensor? c0, Tensor weight_ih, Tensor weight_hh, "
       "Tensor? bias_ih, Tensor? bias_hh, Tensor? peephole, Tensor period, Tensor shift, Tensor ratio_on, float leak, "
-      "int oscillation, bool reverse, bool return_sequence, bool keep_tape) "
+      "int oscillation, bool reverse, bool return_sequence, bool keep_tape, bool layered) "
       "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "layer_backward(Tensor input, Tensor times, Tensor? lengths, Tensor weight_ih, Tensor weight_hh, "
       "Tensor? bias_ih, Tensor? bias_hh, Tensor? peephole, Tensor period, Tensor shift, Tensor ratio_on, float leak, "
       "int oscillation, bool reverse, Tensor h_n, Tensor tape, Tensor offsets, Tensor units, Tensor phases, "
-      "Tensor? grad_output, Tensor grad_h_n, Tensor? grad_c_n, bool need_times, bool need_input) "
-      "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+      "Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, bool need_times, bool need_input, Tensor? raw_gate, "
+      "float[] parametrisation) "
+      "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "step(Tensor input, float time, Tensor h, Tensor? c, Tensor weight_ih, Tensor weight_hh, Tensor? bias_ih, "
       "Tensor? bias_hh, Tensor? peephole, Tensor period, Tensor shift, Tensor ratio_on, int oscillation) "
@@ -390,10 +418,6 @@ STABLE_TORCH_LIBRARY(phased_lstm, m) {
   m.def(
       "gate_unchanged(Tensor kept, int kept_origin, Tensor raw_period, Tensor raw_shift, Tensor raw_ratio_on, "
       "Tensor initial_period, Tensor initial_shift, Tensor initial_ratio_on, Tensor origin) -> bool");
-  m.def(
-      "gate_backward(Tensor gradients, Tensor raw_period, Tensor raw_shift, Tensor raw_ratio_on, Tensor initial_period, "
-      "Tensor initial_ratio_on, Tensor growth, Tensor odds, float period_step, float shift_step, float ratio_step, "
-      "float log_period_range, float shift_range, float logit_range, float least_ratio) -> (Tensor, Tensor, Tensor)");
   m.def("instruction_set() -> int");
   m.def("changed_places() -> int");
 }
@@ -403,7 +427,6 @@ STABLE_TORCH_LIBRARY_IMPL(phased_lstm, CPU, m) {
   m.impl("layer_backward", TORCH_BOX(&layer_backward));
   m.impl("step", TORCH_BOX(&step));
   m.impl("gate_unchanged", TORCH_BOX(&gate_unchanged));
-  m.impl("gate_backward", TORCH_BOX(&gate_backward));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(phased_lstm, CompositeExplicitAutograd, m) {

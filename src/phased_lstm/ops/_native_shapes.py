@@ -13,11 +13,13 @@ def register_shapes() -> None:
 
     @torch.library.register_fake("phased_lstm::layer")  # type: ignore[untyped-decorator]
     def _layer_shapes(
-        input: Tensor, times: Tensor, lengths: Tensor | None, h0: Tensor, c0: Tensor | None, *rest: Any
-    ) -> tuple[Tensor, ...]:
-        return_sequence, keep_tape = rest[-2:]
+        input: Tensor, times: Tensor, lengths: Tensor | None, h0: Any, c0: Any, weight_ih: Tensor, weight_hh: Tensor,
+        *rest: Any,
+    ) -> tuple[Tensor, ...]:  # fmt: skip
+        return_sequence, keep_tape, layered = rest[-3:]
         batch, steps, _ = input.shape
-        hidden = h0.shape[1]
+        gate_rows, hidden = weight_hh.shape
+        single = (1,) if layered else ()
         entries: Any = 0
         fields: Any = 0
         events: Any = 0
@@ -29,8 +31,8 @@ def register_shapes() -> None:
             places = (1, steps + 1) if times.dim() == 1 else (context.new_dynamic_size(), context.new_dynamic_size())
         return (
             input.new_empty((batch if return_sequence else 0, steps, hidden)),
-            input.new_empty((batch, hidden)),
-            input.new_empty((0 if c0 is None else batch, hidden)),
+            input.new_empty((*single, batch, hidden)),
+            input.new_empty((*single, batch if gate_rows == 4 * hidden else 0, hidden)),
             input.new_empty((entries, fields)),
             input.new_empty(places, dtype=torch.int64),
             input.new_empty((events,), dtype=torch.int32),
@@ -46,18 +48,20 @@ def register_shapes() -> None:
         input: Tensor, times: Tensor, lengths: Any, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Any, bias_hh: Any,
         peephole: Tensor | None, *rest: Any,
     ) -> tuple[Tensor, ...]:  # fmt: skip
-        grad_c_n, need_times, need_input = rest[-3:]
+        need_times, need_input, raw_gate, _ = rest[-4:]
         batch, steps, _ = input.shape
         rows, hidden = weight_hh.shape
+        lstm = rows == 4 * hidden
+        of_gate = torch.float64 if raw_gate is None else raw_gate.dtype
         return (
             input.new_empty((batch if need_input else 0, *input.shape[1:])),
             input.new_empty((batch, hidden)),
-            input.new_empty((0 if grad_c_n is None else batch, hidden)),
+            input.new_empty((batch if lstm else 0, hidden)),
             input.new_empty(weight_ih.shape),
             input.new_empty(weight_hh.shape),
             input.new_empty((rows,)),
-            input.new_empty((rows if grad_c_n is None else 0,)),
+            input.new_empty((0 if lstm else rows,)),
             input.new_empty((0 if peephole is None else 3, hidden)),
-            input.new_empty((3, hidden), dtype=torch.float64),
+            *(input.new_empty((hidden,), dtype=of_gate) for _ in range(3)),
             input.new_empty((batch if need_times else 0, steps), dtype=torch.float64),
         )

@@ -8,6 +8,7 @@ backwards, undoing each.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,7 @@ def keeps_values(parameter: Tensor) -> bool:
 
 
 def gate_unchanged(kept: Tensor, kept_origin: int, sources: tuple[Tensor, ...]) -> bool:
-    """Whether a gate's six parameters (H,) are, bit for bit, the rows of `kept` (6, H), and its origin is as kept."""
+    """Whether a gate's six parameters (H,) are, bit for bit, the first rows of `kept` (8, H), its origin is as kept."""
     return bool(_gate_unchanged(kept, kept_origin, *sources))
 
 
@@ -171,11 +172,12 @@ def step(
 def layer_of_parameters(
     input: Tensor,
     times: Tensor,
-    states: tuple[Tensor, ...],
+    states: tuple[Tensor | None, ...],
     weights: tuple[Tensor | None, ...],
     peepholes: tuple[Tensor, ...],
-    gate: tuple[Tensor, ...],
+    raw: tuple[Tensor, ...],
     values: tuple[Tensor, ...],
+    raw_gate: Tensor,
     *,
     leak: float,
     oscillation: Oscillation,
@@ -188,49 +190,47 @@ def layer_of_parameters(
 
     Args:
         input, times, leak, oscillation, lengths, reverse, return_sequence: as `phased_lstm`; float32 or float64.
-        states: h0 and, of an LSTM, c0.
+        states: h0 and, of an LSTM, c0; None is zeros.
         weights: weight_ih, weight_hh, bias_ih, bias_hh; biases may be None.
         peepholes: three of (H,), or none.
-        gate: (H,) raw_period, raw_shift, raw_ratio_on, and the three initial values.
-        values: constants, each (H,): what `gate_values` makes of `gate`, in float64, and `growth_of` and `odds_of`.
+        raw: (H,) raw_period, raw_shift, raw_ratio_on of the gate.
+        values: constants, each (H,): what `gate_values` makes of the gate's parameters, in float64.
+        raw_gate: a constant (8, H): those parameters as they are now, raw and initial, and `growth_of` and `odds_of`.
         layered: whether h_n and c_n are to be (1, N, H). To make them so afterwards would be nodes of autograd.
 
     Returns:
         output or None, h_n and, of an LSTM, c_n.
+
+    Raises:
+        RuntimeError: what the operator does not take, and weights of the other cell, which it would.
     """
     h0, c0 = states if len(states) == 2 else (states[0], None)
-    tensors = (input, times, lengths, h0, c0, *weights, *(peepholes or _NO_PEEPHOLES), *gate)
+    _check_cell(weights[1], 4 if len(states) == 2 else 3)
+    sources = (h0, c0, *weights, *raw, *peepholes)
     options = (leak, OSCILLATIONS.index(oscillation), reverse, return_sequence)
-    if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors):
+    if torch.is_grad_enabled() and _any_requires_grad(input, times, *sources):
         # The operator takes strided tensors as well, but would copy them once more on the way back.
-        dense = (None if tensor is None else tensor.contiguous() for tensor in tensors)
-        output, h_n, c_n = _LayerOfParameters.apply((values, options, layered), *dense)
+        output, h_n, c_n = _LayerOfParameters.apply(
+            (values, raw_gate, lengths, options, layered), input.contiguous(), times.contiguous(), *sources
+        )
     else:
-        output, h_n, c_n, *_ = _run(_operands(tensors), values, options, False, layered)
-    results = (output if return_sequence else None, h_n)
-    return results if c0 is None else (*results, c_n)
+        peephole = torch.stack(peepholes) if peepholes else None
+        output, h_n, c_n, *_ = _without_autograd(
+            input, times, lengths, h0, c0, *weights, peephole, *values, *options, False, layered
+        )
+    if not return_sequence:
+        output = None
+    return (output, h_n) if len(states) == 1 else (output, h_n, c_n)
 
 
-_NO_PEEPHOLES = (None,) * 3
+def _check_cell(weight_hh: Any, gates: int) -> None:
+    rows, units = weight_hh.shape[0], weight_hh.shape[-1]
+    if rows != gates * units:
+        raise RuntimeError(f"weight_hh: size {rows} in dimension 0, expected {gates * units}")
 
 
-def _run(
-    operands: tuple[Any, ...], values: tuple[Tensor, ...], options: tuple[Any, ...], keep: bool, layered: bool
-) -> tuple[Any, ...]:
-    """Call the operator on operands and a gate's values."""
-    with torch._C._AutoDispatchBelowAutograd():
-        output, h_n, c_n, *tape = _layer_alone(*operands, *values[:3], *options, keep)
-        if layered:
-            # In place: autograd forbids to write into views that a node returns.
-            for state in (h_n, c_n):
-                state.unsqueeze_(0)
-    return output, h_n, c_n, *tape
-
-
-def _operands(tensors: list[Any] | tuple[Any, ...]) -> tuple[Any, ...]:
-    """The operator's first ten operands of those of `_LayerOfParameters`."""
-    peepholes = tensors[9:12]
-    return (*tensors[:9], None if peepholes[0] is None else torch.stack(peepholes))
+def _any_requires_grad(*tensors: Tensor | None) -> bool:
+    return any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
 def _layer(
@@ -257,11 +257,11 @@ def _layer(
         input, times, lengths, h0, c0, weight_ih, weight_hh, bias_ih, bias_hh, peephole,
         period.double(), shift.double(), ratio_on.double(),
     )  # fmt: skip
-    keep = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+    keep = torch.is_grad_enabled() and _any_requires_grad(*tensors)
     call = _layer_operator if torch.compiler.is_compiling() else _Layer.apply if keep else _without_autograd
     output, h_n, c_n, *_ = call(
         *(None if tensor is None else tensor.contiguous() for tensor in tensors),
-        leak, OSCILLATIONS.index(oscillation), reverse, return_sequence, keep,
+        leak, OSCILLATIONS.index(oscillation), reverse, return_sequence, keep, False,
     )  # fmt: skip
     return output if return_sequence else None, h_n, c_n
 
@@ -292,57 +292,78 @@ class _Layer(torch.autograd.Function):
 
 
 class _LayerOfParameters(torch.autograd.Function):
-    """The layer, and the gate's values before it, as one node."""
+    """The layer, and the gate's values before it, as one node.
+
+    Its tensors are input, times, h0, c0, the four weights, the three raw parameters of the gate and, if there are any,
+    the three peepholes.
+    """
 
     @staticmethod
-    def forward(ctx: Any, constants: tuple[tuple[Any, ...], tuple[Any, ...], bool], *tensors: Any) -> Any:
-        ctx.constants = values, options, layered = constants
-        operands = _operands(tensors)
-        output, h_n, c_n, *tape = _run(operands, values, options, True, layered)
+    def forward(ctx: Any, constants: tuple[Any, ...], *tensors: Any) -> Any:
+        values, raw_gate, lengths, options, layered = constants
+        input, times, *others = tensors[:_RAW]
+        peephole = torch.stack(tensors[_PEEPHOLES:]) if len(tensors) > _PEEPHOLES else None
+        output, h_n, c_n, *tape = _without_autograd(
+            input, times, lengths, *others, peephole, *values, *options, True, layered
+        )
+        ctx.constants = values, raw_gate, peephole, options
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*tensors, operands[-1], h_n, *tape)
-        return output, h_n, c_n
+        ctx.save_for_backward(*tensors, lengths, h_n, *tape)
+        return output if options[-1] else None, h_n, c_n if _is_lstm(others[3]) else None
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        values, options, layered = ctx.constants
+        values, raw_gate, peephole, options = ctx.constants
         saved = ctx.saved_tensors
-        tensors, peephole, h_n, tape = saved[:_SOURCES], saved[_SOURCES], saved[_SOURCES + 1], saved[_SOURCES + 2 :]
+        tensors, (lengths, *taped) = saved[:-_TAPED], saved[-_TAPED:]
         needs = ctx.needs_input_grad[1:]
-        if layered:
-            h_n = h_n.squeeze(0)
-            grads = (grads[0], *(None if grad is None else grad.squeeze(0) for grad in grads[1:]))
         if torch.is_grad_enabled():
-            return (None, *_reference_gradients(tensors, needs, _made_of_parameters, options, grads))
-        operands = (*tensors[:9], peephole, *values[:3])
-        *found, in_bias_hh, in_peephole, in_gate = _gradients(operands, (h_n, *tape), needs[:2], options, grads)
-        # An LSTM adds its biases up, so that the gradient of one is that of the other.
-        found.append(in_bias_hh if tensors[4] is None else found[-1])
-        found += (None,) * 3 if peephole is None else in_peephole.unbind()
-        if any(needs[12:15]):
-            *raw, initial_period, _, initial_ratio_on = tensors[12:]
-            found += _gate_backward(in_gate, *raw, initial_period, initial_ratio_on, *values[3:], *CONSTANTS)
-        gradients = (gradient if need else None for gradient, need in zip(found, needs, strict=False))
-        return (None, *gradients, *(None,) * (_SOURCES - len(found)))
+            make = partial(_made_of_parameters, lengths, raw_gate[3:6])
+            return (None, *_reference_gradients(tensors, needs, make, options, grads))
+        input, times, _, _, *weights = tensors[:_RAW]
+        (
+            in_input, in_times, in_h0, in_c0, in_weight_ih, in_weight_hh, in_bias_ih, in_bias_hh, in_peephole, *in_raw
+        ) = _gradients(
+            (input, times, lengths, *weights, peephole, *values), taped, needs[:2], options, grads, raw_gate
+        )  # fmt: skip
+        found = (
+            in_input, in_times, in_h0, in_c0, in_weight_ih, in_weight_hh, in_bias_ih, in_bias_hh, *in_raw,
+            *(() if peephole is None else in_peephole.unbind()),
+        )  # fmt: skip
+        return (None, *[gradient if need else None for gradient, need in zip(found, needs, strict=True)])
 
 
-def _made_of_parameters(*tensors: Any) -> tuple[Any, ...]:
-    """The operator's operands, of tensors that carry gradients."""
-    *operands, peephole = _operands(tensors)
-    _, _, _, _, c0, _, _, bias_ih, bias_hh = operands
-    if c0 is not None and bias_ih is not None:
-        operands[7:] = bias_ih + bias_hh, None
-    return (*operands, peephole, *(value.double() for value in gate_values(*tensors[12:])))
+# Where the raw parameters and the peepholes are among the tensors of `_LayerOfParameters`.
+_RAW = 8
+_PEEPHOLES = 11
+# What it saves behind them: lengths, h_n, tape, offsets, units, phases.
+_TAPED = 6
 
 
-# Tensors among the arguments of the operator, and of `_LayerOfParameters`.
+def _made_of_parameters(lengths: Tensor | None, initial: Tensor, *tensors: Any) -> tuple[Any, ...]:
+    """The operator's operands, of the tensors of `_LayerOfParameters`, which carry gradients."""
+    input, times, h0, c0, weight_ih, weight_hh, bias_ih, bias_hh = tensors[:_RAW]
+    raw, peepholes = tensors[_RAW:_PEEPHOLES], tensors[_PEEPHOLES:]
+    if _is_lstm(weight_hh) and bias_ih is not None:
+        bias_ih, bias_hh = bias_ih + bias_hh, None
+    peephole = torch.stack(peepholes) if peepholes else None
+    gate = (value.double() for value in gate_values(*raw, *initial))
+    return (input, times, lengths, h0, c0, weight_ih, weight_hh, bias_ih, bias_hh, peephole, *gate)
+
+
+def _is_lstm(weight_hh: Tensor) -> bool:
+    """Whether recurrent weights are an LSTM's, (4 * H, H), or a GRU's."""
+    rows, units = weight_hh.shape
+    return rows == 4 * units
+
+
+# Tensors among the arguments of the operator.
 _TENSORS = 13
-_SOURCES = 18
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     _, h_n, _, tape, offsets, units, phases = output
-    ctx.options = inputs[_TENSORS:-1]
+    ctx.options = inputs[_TENSORS:-2]
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(tape, offsets, units, phases)
     ctx.save_for_backward(*inputs[:_TENSORS], h_n, tape, offsets, units, phases)
@@ -355,11 +376,13 @@ def _backward(
     operands, taped = saved[:_TENSORS], saved[_TENSORS:]
     grads = (grad_output, grad_h_n, grad_c_n)
     needs = ctx.needs_input_grad
-    none = (None,) * (len(ctx.options) + 1)
+    none = (None,) * (len(ctx.options) + 2)
     if torch.is_grad_enabled():
         return (*_reference_gradients(operands, needs, _as_they_are, ctx.options, grads), *none)
-    *found, in_gate = _gradients(operands, taped, needs[:2], ctx.options, grads)
-    found += in_gate.unbind()
+    input, times, lengths, _, _, *weights = operands
+    operands = (input, times, lengths, *weights)
+    in_input, in_times, *others = _gradients(operands, taped, needs[:2], ctx.options, grads, None)
+    found = (in_input, in_times, None, *others)
     return (*(gradient if need else None for gradient, need in zip(found, needs, strict=False)), *none)
 
 
@@ -373,33 +396,36 @@ def _gradients(
     needs: tuple[bool, ...],
     options: tuple[Any, ...],
     grads: tuple[Tensor | None, ...],
+    raw_gate: Tensor | None,
 ) -> tuple[Any, ...]:
-    """Gradients in the operator's first ten operands, None for lengths, and in the (3, H) gate's values.
+    """Gradients in the input, times, h0, c0, weights and peephole, and three in the gate's values or raw parameters.
 
     Args:
-        operands: the operator's tensors.
+        operands: the operator's tensors but for the states.
         taped: h_n and what the operator kept.
         needs: whether those in the input and in the times are wanted.
         options: leak, oscillation, reverse, return_sequence.
         grads: in the output, h_n and c_n.
+        raw_gate: as `layer_of_parameters`, for gradients in the raw parameters.
     """
-    input, times, lengths, _, c0, *weights = operands
-    h_n, tape, *events = taped
-    leak, oscillation, reverse, return_sequence = options
+    times = operands[1]
+    lstm = _is_lstm(operands[4])
+    *settings, return_sequence = options
     need_input, need_times = needs
-    grad_output, *of_states = grads
-    in_h_n, in_c_n = (torch.zeros_like(h_n) if grad is None else grad.contiguous() for grad in of_states)
-    (
-        in_input, in_h0, in_c0, in_weight_ih, in_weight_hh, in_bias_ih, in_bias_hh, in_peephole, in_gate, in_times
-    ) = _layer_backward(
-        input, times, lengths, *weights, leak, oscillation, reverse, h_n, tape, *events,
-        grad_output.contiguous() if grad_output is not None and return_sequence else None,
-        in_h_n, None if c0 is None else in_c_n, need_times, need_input,
+    in_output, in_h_n, in_c_n = grads
+    in_input, in_h0, in_c0, in_weight_ih, in_weight_hh, in_bias_ih, in_bias_hh, in_peephole, *in_gate, in_times = (
+        _layer_backward(
+            *operands, *settings, *taped, in_output if return_sequence else None, in_h_n,
+            in_c_n if lstm else None, need_times, need_input, raw_gate, CONSTANTS,
+        )
     )  # fmt: skip
+    if lstm:
+        # Its biases are added up, so that the gradient of one is that of the other.
+        in_bias_hh = in_bias_ih
     if need_times:
         in_times = (in_times if times.dim() == 2 else in_times.sum(0)).to(times.dtype)
     return (
-        in_input, in_times, None, in_h0, in_c0, in_weight_ih, in_weight_hh, in_bias_ih, in_bias_hh, in_peephole, in_gate
+        in_input, in_times, in_h0, in_c0, in_weight_ih, in_weight_hh, in_bias_ih, in_bias_hh, in_peephole, *in_gate
     )  # fmt: skip
 
 
@@ -420,17 +446,21 @@ def _reference_gradients(
             tensor.view_as(tensor) if need else tensor for tensor, need in zip(sources, needs, strict=False)
         )
         input, times, lengths, h0, c0, weight_ih, weight_hh, bias_ih, bias_hh, peephole, *gate = make(*sources)
+        lstm = _is_lstm(weight_hh)
+        blank = input.new_zeros(input.shape[0], weight_hh.shape[1])
+        h0, c0 = blank if h0 is None else h0, blank if c0 is None and lstm else c0
         common = {
             "leak": leak, "oscillation": OSCILLATIONS[oscillation], "lengths": lengths, "reverse": reverse,
             "return_sequence": return_sequence,
         }  # fmt: skip
-        if c0 is None:
+        if not lstm:
             results = reference.phased_gru(input, times, h0, weight_ih, weight_hh, bias_ih, bias_hh, *gate, **common)
         else:
             results = reference.phased_lstm(
                 input, times, h0, c0, weight_ih, weight_hh, bias_ih, *gate, peephole=peephole, **common
             )
-    pairs = [(r, g) for r, g in zip(results, grads, strict=False) if r is not None and g is not None]
+    # Final states of the operator may be (1, N, H).
+    pairs = [(r, g.reshape(r.shape)) for r, g in zip(results, grads, strict=False) if r is not None and g is not None]
     wanted = [tensor if need else None for tensor, need in zip(sources, needs, strict=False)]
     inputs = [tensor for tensor in wanted if tensor is not None]
     found = iter(
@@ -446,6 +476,5 @@ if not _REASON:
     # To find an operator by its names takes as long as some operators do.
     _step = torch.ops.phased_lstm.step.default
     _gate_unchanged = torch.ops.phased_lstm.gate_unchanged.default
-    _gate_backward = torch.ops.phased_lstm.gate_backward.default
     _layer_alone = torch.ops.phased_lstm.layer.default
     _layer_backward = torch.ops.phased_lstm.layer_backward.default
