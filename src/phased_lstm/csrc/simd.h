@@ -384,6 +384,15 @@ class LaneNumbers {
 #endif
 };
 
+// Calls f with the numbers from 0 to `count` - 1 as constants. In a loop gcc would put an array of vectors into memory.
+template <int count, int from = 0, typename F>
+PHASED_LSTM_INLINE void for_numbers(const F& f) {
+  if constexpr (from < count) {
+    f(std::integral_constant<int, from>());
+    for_numbers<count, from + 1>(f);
+  }
+}
+
 // Calls f with a number from 1 to `most` as a constant.
 template <int most, typename F>
 inline void with_number(int64_t number, const F& f) {

@@ -36,12 +36,12 @@ inline void sums_of_units(const Packing<T, G>& packing, const T* packed, const i
         for (int g = 0; g < G; ++g) acc[n][slots[g]] += load(rows[n] + g * stride + k) * a;
     }
   });
-  for (int n = 0; n < NU; ++n) {
-    const T* head = packing.head_of(packed, units[n]);
-    Quad<T> sum = sums(acc[n]) + load_quad(head);
+  for_numbers<NU>([&](auto n) {
+    const T* head = packing.head_of(packed, units[n()]);
+    Quad<T> sum = sums(acc[n()]) + load_quad(head);
     for (int64_t i = 0; i < packing.few; ++i) sum += load_quad(head + 4 * (1 + i)) * few[i];
-    store_quad(out + 4 * n, sum);
-  }
+    store_quad(out + 4 * n(), sum);
+  });
 }
 
 // Whether sequences go one after the other.
