@@ -6,6 +6,7 @@
 #include "kernels.h"
 #include "packing.inl"
 #include "panels.inl"
+#include "plan.inl"
 #include "rows.inl"
 #include "schedule.inl"
 #include "shares.inl"
