@@ -7,7 +7,7 @@ import torch
 from test_native import in_a_process_with
 from torch import Tensor
 
-from phased_lstm import TimeGate
+from phased_lstm import PhasedLSTM, TimeGate
 from phased_lstm.ops import native
 
 pytestmark = pytest.mark.skipif(bool(native.missing()), reason=f"native kernels: {native.missing()}")
@@ -167,3 +167,25 @@ def test_events_of_groups_at_times_that_are_no_float64(isa: str) -> None:
         "torch.testing.assert_close(phases, torch.full((12600,), 0.25), rtol=0, atol=1e-7)\n"
     )
     in_a_process_with(isa, script)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", ["far apart", "around 2**53", "nanoseconds"])
+def test_a_row_has_the_bits_it_has_alone_whatever_the_times_of_others(kind: str, dtype: torch.dtype) -> None:
+    """Some times need exact arithmetic, which rounds a phase in another way than the quick one does."""
+    for seed in range(30):
+        torch.manual_seed(seed)
+        rnn = PhasedLSTM(2, 21, batch_first=True, dtype=dtype, ratio_on=0.3)
+        times: Tensor
+        if kind == "far apart":
+            times = torch.rand(8, 40, dtype=torch.float64) * 100 + (torch.arange(8) % 4).unsqueeze(1) * 2e15
+        elif kind == "around 2**53":
+            times = 2**53 - 40 + torch.randint(0, 80, (8, 40)).sort(-1).values
+        else:
+            times = 1_700_000_000_000_000_000 + torch.randint(0, 100_000, (8, 40)).sort(-1).values * 8
+            times[1:] += torch.randint(0, 8, (7, 40))
+        x = torch.randn(8, 40, 2, dtype=dtype)
+        with torch.no_grad():
+            batch = rnn(x, times=times)[0]
+            for row in range(8):
+                assert torch.equal(rnn(x[row : row + 1], times=times[row : row + 1])[0][0], batch[row])

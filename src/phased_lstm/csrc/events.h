@@ -105,7 +105,11 @@ class Plans {
  public:
   // `lengths`: from 0 to L, or null.
   Plans(const GateTimes& gate, const int64_t* lengths, bool reverse)
-      : batch_(gate.rows), size_(group_rows(batch_)), lengths_(lengths), reverse_(reverse), plans_((batch_ + size_ - 1) / size_) {
+      : batch_(gate.rows),
+        size_(group_rows(batch_)),
+        lengths_(lengths),
+        reverse_(reverse),
+        plans_((batch_ + size_ - 1) / size_) {
     spread(count(), [&](int64_t number) { table<float>().plan(gate, group(number), plans_[number]); });
     for (const Plan& plan : plans_) most_ = std::max<int64_t>(most_, plan.ticks.size());
   }
@@ -145,7 +149,7 @@ class FoundEvents {
     events.plans = plans.all();
     events.ticks = plans.most();
   }
-  // `like`: a tensor on the device, or null. `plans`: of the groups, if the events are to be in the order of their ticks.
+  // `like`: a tensor on the device, or null. `plans`: of the groups, if events are to be in the order of their ticks.
   FoundEvents(const Tensor* like, const GateTimes& gate, const Plans* plans = nullptr)
       : home_(kept_events<T>()), memory_(std::exchange(home_, {})) {
     plans ? find_in_ticks(like, gate, *plans) : find_by_row(like, gate);
@@ -279,7 +283,9 @@ Events<T> checked_events(const Tensor& offsets, const Tensor& event_units, const
                          const Plans& plans) {
   STD_TORCH_CHECK(event_units.dim() == 1, "events should be offsets (R, S + 1), units (E,)");
   const int64_t rows = plans.count(), ticks = plans.most(), count = event_units.size(0);
-  const char* const changed = "the events are not those of these times; were times changed between forward and backward?";
+  STD_TORCH_CHECK(offsets.dim() == 2 && (offsets.size(0) || !rows), "no events were kept on the way forward");
+  const char* const changed =
+      "the events are not those of these times; were times changed between forward and backward?";
   STD_TORCH_CHECK(offsets.dim() == 2 && offsets.size(0) == rows && offsets.size(1) == ticks + 1, changed);
   check(offsets, "offsets", ScalarType::Long, {rows, ticks + 1});
   check(event_units, "units", ScalarType::Int, {count});

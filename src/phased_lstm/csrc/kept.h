@@ -1,5 +1,6 @@
 // Memory that a thread keeps from call to call: fresh pages cost as much as what is done with them. It is one memory for
-// all operators, so a thread that has used both float and double keeps four times kKeptBytes at most.
+// all operators, and one more for the events of streams side by side, so a thread that has used both float and double
+// keeps six times kKeptBytes at most.
 #pragma once
 
 #include <cstddef>

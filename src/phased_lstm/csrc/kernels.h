@@ -25,7 +25,7 @@ constexpr int64_t kLargestGroup = 1 << kSlotBits;
 using Tick = uint16_t;
 
 // Sequences in a group; a function of the batch alone, as every bit of the result is.
-static inline int64_t group_rows(int64_t batch) {
+static constexpr int64_t group_rows(int64_t batch) {
   const int64_t half = batch / 2;
   return half < 1 ? 1 : half < kLargestGroup ? half : kLargestGroup;
 }
@@ -44,8 +44,8 @@ constexpr int64_t kTicksInBlock = 256;
 // R is N, or 1 when all sequences share their times (`shared`). Those of groups come in the order of the ticks, without
 // padding:
 //   plans    (R), a group each; else null
-//   offsets  (R, S + 1): events of tick s of group r are offsets[r][s] .. offsets[r][s + 1]; S are the ticks of the group
-//            that has most, and the others end with ticks without events
+//   offsets  (R, S + 1): events of tick s of group r are offsets[r][s] .. offsets[r][s + 1]; S are the ticks of the
+//            group that has most, and the others end with ticks without events
 //   units    (E): unit << kSlotBits | slot, increasing within a tick
 template <typename T>
 struct Events {

@@ -28,6 +28,10 @@ constexpr int64_t kChunks = 16;
 constexpr int64_t kPanelBatch = 4;
 
 static_assert(kPanelBatch - 1 <= kChunks, "sequences that go one after the other are a chunk each");
+static_assert(group_rows(kPanelBatch - 1) == 1 && group_rows(kPanelBatch) > 1, "those that do not are in groups");
+
+// An event is a unit and a slot in 32 bits.
+constexpr int64_t kMostUnits = int64_t(1) << (31 - kSlotBits);
 
 // The operands that all operators share.
 struct Operands {
@@ -58,6 +62,7 @@ struct Operands {
     units = weight_hh.size(1);
     lstm = weight_hh.size(0) == 4 * units;
     STD_TORCH_CHECK(units > 0 && inputs > 0, "there should be at least one unit and one input feature");
+    STD_TORCH_CHECK(units < kMostUnits, "there should be fewer than ", kMostUnits, " units, got ", units);
   }
 };
 
@@ -214,7 +219,8 @@ OfGate raw_gradients(const double* in_values, const Tensor& raw_gate, int64_t H,
   for (int64_t u = 0; u < H; ++u) {
     const auto in_shift = static_cast<T>(in_values[H + u]), in_ratio = static_cast<T>(in_values[2 * H + u]);
     const T period = initial_period[u] * growth[u], periods = T(by.shift_step) * raw_shift[u];
-    const T in_period = static_cast<T>(in_values[u]) + in_shift * std::clamp(periods, T(-by.shift_range), T(by.shift_range));
+    const T turns = std::clamp(periods, T(-by.shift_range), T(by.shift_range));
+    const T in_period = static_cast<T>(in_values[u]) + in_shift * turns;
     in_raw_period[u] = inside(T(by.period_step) * raw_period[u], by.log_period_range)
                            ? in_period * initial_period[u] * growth[u] * T(by.period_step) : T(0);
     in_raw_shift[u] = inside(periods, by.shift_range) ? in_shift * period * T(by.shift_step) : T(0);

@@ -49,8 +49,9 @@ inline int64_t scanned_steps(int64_t width) {
 // Of times in a float.
 constexpr double kWidestSpan = 1e30;
 
-// How far a phase in single precision may be off, by the rounding of floats and of doubles, at times that are up to `span`
-// periods apart and up to `furthest` from zero; where that is far, nothing is known of it. V: a double or a vector of them.
+// How far a phase in single precision may be off, by the rounding of floats and of doubles, at times that are up to
+// `span` periods apart and up to `furthest` from zero; where that is far, nothing is known of it. V: a double or a
+// vector of them.
 template <typename V>
 inline V margin_of(V span, V furthest) {
   return (span + 2.0) * 0x1p-22 + (furthest + 2.0) * 0x1p-50;
@@ -120,7 +121,8 @@ inline T on_its_side(double phase, double ratio_on) {
 // What the search makes of a gate's units, padded with zeros.
 class GateConstants {
  public:
-  explicit GateConstants(const GateTimes& gate) : gate_(gate), width_(padded<float>(gate.units)), memory_(4 * width_, 0.0) {
+  explicit GateConstants(const GateTimes& gate)
+      : gate_(gate), width_(padded<float>(gate.units)), memory_(4 * width_, 0.0) {
     for (int64_t u = 0; u < gate.units; ++u) {
       const double period = gate.period[u], inverse = 1.0 / period;
       memory_[u] = inverse;
@@ -266,7 +268,8 @@ void find_events(const GateTimes& gate, int64_t row, int64_t begin, int64_t end,
           count += gate.all_open || phase < gate.ratio_on[u];
         }
       } else if (gate.all_open) {
-        for (int64_t u = 0; u < units; ++u) phase_at[u] = near_phase(time, gate.period[u], of.inverse()[u], of.shift()[u]);
+        for (int64_t u = 0; u < units; ++u)
+          phase_at[u] = near_phase(time, gate.period[u], of.inverse()[u], of.shift()[u]);
         for (int64_t u = 0; u < units; ++u) phases[count + u] = on_its_side<T>(phase_at[u], gate.ratio_on[u]);
         for (int64_t u = 0; u < units; ++u) open_units[count++] = static_cast<int32_t>(u);
       } else {

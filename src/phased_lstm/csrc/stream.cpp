@@ -22,6 +22,7 @@ using namespace phased_lstm;
 // Streams that go through the kernels side by side, to share reads of the weights; below the smaller number there is
 // nothing to share that would pay for bringing them side by side.
 constexpr int64_t kMostRows = 64, kFewestRows = 4;
+static_assert(group_rows(kFewestRows) > 1, "their events are those of groups");
 
 // Integer times stay within this of zero, so that a difference of two cannot overflow.
 constexpr int64_t kIntegerTimes = int64_t(1) << 62;
@@ -130,8 +131,8 @@ struct Workspace {
   static constexpr size_t kMostKept = 64 << 20;
 };
 
-// One layer of the stack over a push. `layer` lacks only what depends on the segments: `events`, `input` and the times of
-// `gate` are those of all of them, one behind the other.
+// One layer of the stack over a push. `layer` lacks only what depends on the segments: `events`, `input` and the times
+// of `gate` are those of all of them, one behind the other.
 template <typename T>
 class LayerRun {
  public:
@@ -346,8 +347,9 @@ void push_events(const Stack& stack, const Push& push, const T* values, int64_t 
       out = work.between[index % 2].data();
     }
     const int64_t* to = last && !push.order.empty() ? push.order.data() : nullptr;
-    LayerRun<T> run(layer, times_of_all, lstm, packed.data(), h + index * S * H, lstm ? c + index * S * H : nullptr, out, to,
-                    new_h.data() + index * touched * H, lstm ? new_c.data() + index * touched * H : nullptr, work.rows);
+    LayerRun<T> run(layer, times_of_all, lstm, packed.data(), h + index * S * H,
+                    lstm ? c + index * S * H : nullptr, out, to, new_h.data() + index * touched * H,
+                    lstm ? new_c.data() + index * touched * H : nullptr, work.rows);
     run.run(push.segments, by_length);
     input = out;
   }

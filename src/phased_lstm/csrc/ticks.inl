@@ -39,7 +39,8 @@ class GroupCandidates {
     if (span > kWidestSpan) span = std::numeric_limits<double>::infinity();
     std::copy_n(origin, kLargestGroup, origin_);
     for (int64_t u = 0; u < units_; u += Simd<double>::kLanes) {
-      const Vec<double> inverse = load(of_.inverse() + u), turns = load(of_.turns() + u), ratio = load(of_.ratio_on() + u);
+      const Vec<double> inverse = load(of_.inverse() + u), turns = load(of_.turns() + u);
+      const Vec<double> ratio = load(of_.ratio_on() + u);
       const Vec<double> margin = margin_of(span * inverse, furthest * inverse);
       const auto known = margin < kWidestMargin;
       const Vec<double> wider = known ? ratio + 2.0 * margin : splat(std::numeric_limits<double>::infinity());
@@ -84,8 +85,10 @@ class GroupCandidates {
         const float* behind = &behind_[(block * kLargestGroup + slot) * kWords];
         const Vec<float> after = splat(since[slot]);
         unsigned bits = 0;
-        for (int v = 0; v < kWords / kFloatLanes; ++v)
-          bits |= below_bits(fraction(after * inverse[v] + load(behind + v * kFloatLanes)), limit[v]) << v * kFloatLanes;
+        for (int v = 0; v < kWords / kFloatLanes; ++v) {
+          const Vec<float> phase = fraction(after * inverse[v] + load(behind + v * kFloatLanes));
+          bits |= below_bits(phase, limit[v]) << v * kFloatLanes;
+        }
         open_in_[block * kLargestGroup + slot] = static_cast<uint16_t>(bits);
         any |= bits;
       }
@@ -112,7 +115,8 @@ class GroupCandidates {
 template <typename T>
 class TickSearch {
  public:
-  TickSearch(const GateTimes& gate, const Group& group, EventBlock<T>& found)
+  // `ticks`: how many there are.
+  TickSearch(const GateTimes& gate, const Group& group, int64_t ticks, EventBlock<T>& found)
       : gate_(gate),
         steps_(gate, group),
         found_(found),
@@ -125,13 +129,14 @@ class TickSearch {
         unit_(scan_ * most_ + 2 * kLargestGroup, 0),
         time_(scan_ * most_ + 2 * kLargestGroup, 0.0) {
     found_.count = 0;
-    found_.begin(static_cast<int64_t>(of_.open() * static_cast<double>(group.rows * kTicksInBlock) / 2) + most_);
+    // About half of the sequences take a step in a tick.
+    found_.begin(static_cast<int64_t>(of_.open() * static_cast<double>(group.rows * ticks) / 2) + most_);
   }
 
-  void search(const Plan& plan, int64_t block, int64_t* counts) {
-    const auto end = std::min<int64_t>(plan.ticks.size(), (block + 1) * kTicksInBlock);
-    std::copy_n(plan.positions[block].begin(), kLargestGroup, position_);
-    for (int64_t near = block * kTicksInBlock; near < end; near += kNearSteps) {
+  // Ticks begin .. end, where a block of the plan begins.
+  void search(const Plan& plan, int64_t begin, int64_t end, int64_t* counts) {
+    std::copy_n(plan.positions[begin / kTicksInBlock].begin(), kLargestGroup, position_);
+    for (int64_t near = begin; near < end; near += kNearSteps) {
       const int64_t until = std::min(end, near + kNearSteps);
       take_times(plan.ticks.data() + near, until - near);
       for (int64_t scanned = near; scanned < until; scanned += scan_) {
@@ -142,7 +147,7 @@ class TickSearch {
   }
 
  private:
-  // The next times of the slots. Who waits in a tick has his last time there, or his first.
+  // The next times of the slots. Who waits in a tick has his last time there, or 0.
   void take_times(const Tick* ticks, int64_t count) {
     alignas(64) double low[kLargestGroup] = {}, high[kLargestGroup] = {};
     Tick seen = 0;
@@ -217,12 +222,16 @@ class TickSearch {
     }
   }
 
+  // A phase is rounded as that of the sequence alone is, whatever the times of the others.
   void find_exactly(Tick tick, const int64_t* places) {
     for (int64_t u = 0; u < gate_.units; ++u)
       for (uint32_t rest = tick; rest; rest &= rest - 1) {
         const int slot = __builtin_ctz(rest);
-        const double residue = gate_.residue ? gate_.residue[places[slot]] : 0.0;
-        const double phase = exact_phase(gate_.coarse[places[slot]], residue, gate_.period[u], gate_.shift[u]);
+        const int64_t place = places[slot];
+        const double phase = of_.exact_quotient(place)
+                                 ? near_phase(gate_.coarse[place], gate_.period[u], of_.inverse()[u], of_.shift()[u])
+                                 : exact_phase(gate_.coarse[place], gate_.residue ? gate_.residue[place] : 0.0,
+                                               gate_.period[u], gate_.shift[u]);
         if (phase >= gate_.ratio_on[u]) continue;
         found_.units[found_.count] = static_cast<int32_t>(u << kSlotBits | slot);
         found_.phases[found_.count++] = static_cast<T>(phase);
@@ -251,7 +260,8 @@ class TickSearch {
 template <typename T>
 void find_in_ticks(const GateTimes& gate, const Group& group, const Plan& plan, int64_t block, int64_t* counts,
                    EventBlock<T>& found) {
-  TickSearch<T>(gate, group, found).search(plan, block, counts);
+  const int64_t begin = block * kTicksInBlock, end = std::min<int64_t>(plan.ticks.size(), begin + kTicksInBlock);
+  TickSearch<T>(gate, group, end - begin, found).search(plan, begin, end, counts);
 }
 
 // The events of all ticks of a group, from those of its sequences.

@@ -86,7 +86,7 @@ def keeps_values(parameter: Tensor) -> bool:
 
 
 def gate_unchanged(kept: Tensor, kept_origin: int, sources: tuple[Tensor, ...]) -> bool:
-    """Whether a gate's six parameters (H,) are, bit for bit, the first rows of `kept` (8, H), its origin is as kept."""
+    """Whether a gate's six parameters (H,) are bit for bit the first rows of `kept` (8, H), and its origin is too."""
     return bool(_gate_unchanged(kept, kept_origin, *sources))
 
 
