@@ -264,10 +264,13 @@ class PhasedModule(nn.Module):
             # Tensors made in inference mode could not serve a later call that trains.
             with torch.inference_mode(False), torch.no_grad():
                 *parameters, origin_now = sources
-                *values, growth, odds = gate_values_and_factors(*parameters)
-                period, shift, ratio_on = (value.double() for value in values)
                 origin = int(origin_now)
-                raw_gate = torch.stack((*parameters, growth, odds))
+                # Values are made of the copy that later calls are compared with, so that they belong together even
+                # where another thread writes to the parameters meanwhile.
+                copy = torch.stack(tuple(parameters))
+                *values, growth, odds = gate_values_and_factors(*copy.unbind())
+                period, shift, ratio_on = (value.double() for value in values)
+                raw_gate = torch.cat((copy, torch.stack((growth, odds))))
                 kept = _Kept(raw_gate, origin, Timing(period, shift, ratio_on, origin))
             self._kept[name] = kept
         return kept

@@ -82,7 +82,7 @@ def check_time_values(times: Tensor) -> None:
     """Raise ValueError unless floating times are finite, and integers leave room for a difference."""
     if times.is_floating_point():
         # One pass where it settles the matter: a sum is finite only if every term is.
-        if not torch.compiler.is_compiling() and type(times) is Tensor and not times.is_meta and _finite_sum(times):
+        if type(times) is Tensor and not values_unknown(times) and _finite_sum(times):
             return
         finite = torch.isfinite(times)
         require(finite.all(), "times should be finite", times, ~finite, "; drop or repair that step")
@@ -168,11 +168,12 @@ def require(
 
     The error has the values, or the first of those that are `wrong`, and what to do about it.
     """
-    if torch.compiler.is_compiling():
-        torch._assert_async(condition, wanted)
+    if values_unknown(condition):
+        if torch.compiler.is_compiling():
+            torch._assert_async(condition, wanted)
         return
     condition = _innermost(condition)
-    if condition.is_meta or isinstance(condition, FakeTensor) or bool(condition.all()):
+    if bool(condition.all()):
         return
     if values is None:
         raise ValueError(wanted)
@@ -182,6 +183,24 @@ def require(
     at = _innermost(wrong).nonzero()[0].tolist()
     where = f" in sequence {at[0]} at step {at[1]}" if len(at) == 2 else f" at {at[0]}" if at else ""
     raise ValueError(f"{wanted}, got {values[tuple(at)].item()}{where}{advice}")
+
+
+def all_finite(*tensors: Tensor | None) -> bool:
+    """Whether every number of these tensors is known to be finite; in a traced program nothing is known."""
+    present = [tensor for tensor in tensors if tensor is not None]
+    if values_unknown(*present):
+        return False
+    return all(bool(_innermost(torch.isfinite(tensor)).all()) for tensor in present)
+
+
+def values_unknown(*tensors: Tensor) -> bool:
+    """Whether the values of any of these are out of reach: in a program that is traced, and of fake or meta tensors."""
+    if torch.compiler.is_compiling() or any(torch._C._get_dispatch_mode(mode) is not None for mode in _TRACING):
+        return True
+    return any(tensor.is_meta or isinstance(_innermost(tensor), FakeTensor) for tensor in tensors)
+
+
+_TRACING = (torch._C._TorchDispatchModeKey.PROXY, torch._C._TorchDispatchModeKey.FAKE)
 
 
 def _innermost(tensor: Tensor) -> Tensor:

@@ -91,7 +91,9 @@ class Plan(NamedTuple):
             tensors += [*own, *(value.double() for value in timing[:3])]
             biases = (own[2], own[3]) if model.bias else None
             peepholes = tuple(own[-3:]) if model.peephole else None
-            layers.append(Layer((own[0], own[1]), biases, peepholes, gate, timing, int(gate.origin)))
+            # Kept values know the origin that they go with; the gate's may be another one by now.
+            origin = int(gate.origin) if timing.origin is None else timing.origin
+            layers.append(Layer((own[0], own[1]), biases, peepholes, gate, timing, origin))
         oscillations = [layer.gate.oscillation for layer in layers]
         return Plan(
             model.backend,
@@ -121,7 +123,14 @@ class Plan(NamedTuple):
         return self.backend == model.backend
 
 
-def native(events: Events, plan: Plan, held: Held, accept_late: bool, last_only: bool) -> tuple[Tensor, Any, int]:
+class Accepted(NamedTuple):
+    """Which events are taken that are refused otherwise: late ones, and those with values that are not finite."""
+
+    late: bool
+    invalid: bool
+
+
+def native(events: Events, plan: Plan, held: Held, accepted: Accepted, last_only: bool) -> tuple[Tensor, Any, int]:
     """Take events through the layers in one operator, or refuse them all.
 
     Returns:
@@ -131,17 +140,17 @@ def native(events: Events, plan: Plan, held: Held, accept_late: bool, last_only:
     states, time = held.states, events.time
     found: tuple[Tensor, Any, int] = torch.ops.phased_lstm.stream_push.default(
         events.values, events.times, time, time if type(time) is int else 0, events.ids, events.id,
-        accept_late, last_only, held.latest, states[0], states[1] if len(states) == 2 else None,
+        accepted.late, accepted.invalid, last_only, held.latest, states[0], states[1] if len(states) == 2 else None,
         plan.tensors, plan.origins, plan.codes, plan.bias, plan.peephole,
     )  # fmt: skip
     return found
 
 
-def each(events: Events, plan: Plan, held: Held, accept_late: bool, last_only: bool) -> tuple[Tensor, Any, int]:
+def each(events: Events, plan: Plan, held: Held, accepted: Accepted, last_only: bool) -> tuple[Tensor, Any, int]:
     """As `native`, a stream after the other, on any backend."""
     states, latest = held
     times, values, ids = events.tensors(latest.dtype)
-    problem = _first_problem(times, ids, latest, accept_late)
+    problem = _first_problem(times, values, ids, latest, accepted)
     if problem >= 0:
         return values, None, problem
     touched = ids.unique()
@@ -186,7 +195,7 @@ def _run_layer(layer: Layer, x: Tensor, times: Tensor, start: list[Tensor], back
         return apply(*operands, *biases, period, shift, ratio_on, **options)
 
 
-def _first_problem(times: Tensor, ids: Tensor, latest: Tensor, accept_late: bool) -> int:
+def _first_problem(times: Tensor, values: Tensor, ids: Tensor, latest: Tensor, accepted: Accepted) -> int:
     """Return the first event that cannot be taken, or -1, as the operator does."""
     usable = (
         torch.isfinite(times)
@@ -194,9 +203,11 @@ def _first_problem(times: Tensor, ids: Tensor, latest: Tensor, accept_late: bool
         else (times >= -LARGEST_INTEGER_TIME) & (times <= LARGEST_INTEGER_TIME)
     )
     wrong = ~usable | (ids < 0) | (ids >= len(latest))
+    if not accepted.invalid:
+        wrong |= ~torch.isfinite(values).all(dim=-1).to(wrong.device)
     end = int(wrong.int().argmax()) if bool(wrong.any()) else len(times)
     found = [end] if end < len(times) else []
-    for stream in [] if accept_late else ids[:end].unique().tolist():
+    for stream in [] if accepted.late else ids[:end].unique().tolist():
         chosen = (ids[:end] == stream).nonzero().flatten()
         row = times[chosen]
         before = torch.cat([latest[stream : stream + 1], row]).cummax(0).values[:-1]
@@ -207,7 +218,7 @@ def _first_problem(times: Tensor, ids: Tensor, latest: Tensor, accept_late: bool
 def explanation(events: Events, held: Held, problem: int) -> str:
     """Why an event cannot be taken."""
     streams = len(held.latest)
-    times, _, ids = events.tensors(held.latest.dtype)
+    times, values, ids = events.tensors(held.latest.dtype)
     time, stream = times[problem].item(), int(ids[problem])
     where = "" if len(times) == 1 else f"event {problem}: "
     unchanged = "; nothing of this push was applied"
@@ -217,6 +228,14 @@ def explanation(events: Events, held: Held, problem: int) -> str:
         return f"{where}times should be finite, got {time} in stream {stream}; drop or repair it{unchanged}"
     if isinstance(time, int) and abs(time) > LARGEST_INTEGER_TIME:
         return f"{where}integer times should be within 2**62 of zero, got {time} in stream {stream}{unchanged}"
+    invalid = (~torch.isfinite(values[problem])).nonzero().flatten()
+    if len(invalid):
+        column = int(invalid[0])
+        return (
+            f"{where}value {column} of the event at time {time} in stream {stream} is {values[problem, column].item()}, "
+            f"and would stay in the states until reset(): replace what was not measured, or let it pass with "
+            f"stream(invalid='accept'){unchanged}"
+        )
     before = max([*times[:problem][ids[:problem] == stream].tolist(), held.latest[stream].item()])
     rounded = ""
     if isinstance(time, float) and torch.tensor(time).item() == torch.tensor(before).item():

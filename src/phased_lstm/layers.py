@@ -15,7 +15,7 @@ from ._checks import Oscillation, check_flag, check_size
 from ._sequences import PaddedBatch, Sequences, time_rows, to_padded
 from .functional import check_sequence
 from .gate import PERIOD_INIT_MAX, PERIOD_INIT_MIN, warn_of_closed
-from .streaming import Late, Stream
+from .streaming import Invalid, Late, Stream
 
 _LSTM = TypeVar("_LSTM", bound="PhasedLSTM")
 _GRU = TypeVar("_GRU", bound="PhasedGRU")
@@ -121,21 +121,22 @@ class PhasedRNN(PhasedModule):
                 warn_of_closed(closed, gate.hidden_size, name)
         return self
 
-    def stream(self, streams: int = 1, *, late: Late = "error") -> Stream:
+    def stream(self, streams: int = 1, *, late: Late = "error", invalid: Invalid = "error") -> Stream:
         """Make the states of live streams, to push events through the layer as they come.
 
         Args:
             streams: how many independent streams, S.
             late: what an event does whose time is before one already seen in its stream: "error" or "accept".
+            invalid: what an event does of which a value is NaN or infinite: "error" or "accept".
 
         Returns:
             A `Stream` with all states zero. It reads the weights at each push, and always runs in evaluation semantics.
 
         Raises:
             TypeError: `streams` is not an int.
-            ValueError: `streams` or `late` out of range; a bidirectional layer; parameters of 16 bits.
+            ValueError: `streams`, `late` or `invalid` out of range; a bidirectional layer; parameters of 16 bits.
         """
-        return Stream(self, streams, late)
+        return Stream(self, streams, late, invalid)
 
     def _run(
         self,

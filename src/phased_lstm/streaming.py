@@ -15,14 +15,15 @@ import torch
 from torch import Tensor
 
 from ._checks import LARGEST_INTEGER_TIME, check_size, check_time_dtype
-from ._pushes import Events, Held, Plan, each, explanation, native
+from ._pushes import Accepted, Events, Held, Plan, each, explanation, native
 
 if TYPE_CHECKING:
     from .layers import PhasedRNN
 
 Late = Literal["error", "accept"]
+Invalid = Literal["error", "accept"]
 
-_LATE = ("error", "accept")
+_POLICIES = ("error", "accept")
 _NEVER = {torch.float64: -math.inf, torch.int64: torch.iinfo(torch.int64).min}
 
 # Integers up to here are floats as well.
@@ -57,15 +58,18 @@ class Stream:
         streams: how many streams, S.
         late: what an event does whose time is before one already seen in its stream: "error", or "accept", which
             takes events in the order in which they come. Equal times are never late.
+        invalid: what an event does of which a value is NaN or infinite: "error", as a NaN would stay in the states
+            until `reset`, or "accept".
 
     Raises:
         TypeError, ValueError: see `PhasedLSTM.stream`.
     """
 
-    def __init__(self, model: PhasedRNN, streams: int = 1, late: Late = "error") -> None:
+    def __init__(self, model: PhasedRNN, streams: int = 1, late: Late = "error", invalid: Invalid = "error") -> None:
         check_size("streams", streams)
-        if late not in _LATE:
-            raise ValueError(f"late should be one of {', '.join(_LATE)}, got {late!r}")
+        for name, policy in (("late", late), ("invalid", invalid)):
+            if policy not in _POLICIES:
+                raise ValueError(f"{name} should be one of {', '.join(_POLICIES)}, got {policy!r}")
         if model.bidirectional:
             raise ValueError(
                 "a bidirectional layer has no stream: its reverse direction begins at the end of a sequence, and a "
@@ -80,6 +84,7 @@ class Stream:
         self.model = model
         self.streams = streams
         self.late = late
+        self.invalid = invalid
         shape = (model.num_layers, streams, model.hidden_size)
         self._dtype = weight.dtype
         self._device = weight.device
@@ -120,8 +125,8 @@ class Stream:
 
         Raises:
             TypeError: a wrong type.
-            ValueError: a shape, dtype or value that does not fit; a late event, unless accepted. Nothing of the push
-                is then applied.
+            ValueError: a shape, dtype or value that does not fit; a late event, or one with a value that is not finite,
+                unless accepted. Nothing of the push is then applied.
             RuntimeError: values on another device than the model.
         """
         return self._push(times, values, stream_ids, False)[0]
@@ -218,7 +223,8 @@ class Stream:
             if events is None:
                 events = self._checked(times, values, stream_ids, last_only)
             run = native if plan.native else each
-            output, touched, problem = run(events, plan, self._held, self.late == "accept", last_only)
+            accepted = Accepted(self.late == "accept", self.invalid == "accept")
+            output, touched, problem = run(events, plan, self._held, accepted, last_only)
         finally:
             torch._C._set_grad_enabled(graded)
         if problem >= 0:

@@ -67,6 +67,19 @@ struct State {
   V h, c;
 };
 
+// old + k (fresh - old), counted from the nearer of the two as torch.lerp does, so that neither cancels the other. At
+// k = 1 the state is replaced whatever it was, infinity included.
+template <typename V>
+PHASED_LSTM_INLINE V moved(const V& old, const V& fresh, const V& k) {
+  const V one = V{} + 1, change = fresh - old;
+  const V mixed = k + k < one ? old + k * change : fresh + (k - one) * change;
+  return k < one ? mixed : fresh;
+}
+template <typename A, typename B>
+PHASED_LSTM_INLINE Both<A, B> moved(const Both<A, B>& old, const Both<A, B>& fresh, const Both<A, B>& k) {
+  return {moved(old.a, fresh.a, k.a), moved(old.b, fresh.b, k.b)};
+}
+
 // `sums` come as the products of i, f, g, o, and become the gates' values. `peephole`: of i, f, o.
 template <typename V>
 PHASED_LSTM_INLINE State<V> lstm_step(V (&sums)[4], const V (&peephole)[3], const V& k, const State<V>& old) {
@@ -75,7 +88,7 @@ PHASED_LSTM_INLINE State<V> lstm_step(V (&sums)[4], const V (&peephole)[3], cons
   const V c = f * old.c + i * g;
   const V o = vsigmoid(sums[3] + peephole[2] * c);
   sums[0] = i, sums[1] = f, sums[2] = g, sums[3] = o;
-  return {old.h + k * (o * vtanh(c) - old.h), old.c + k * (c - old.c)};
+  return {moved(old.h, o * vtanh(c), k), moved(old.c, c, k)};
 }
 
 // `sums` come as r, z and the two parts of n, of the input and of the state; the first three become values.
@@ -84,7 +97,7 @@ PHASED_LSTM_INLINE State<V> gru_step(V (&sums)[4], const V& k, const State<V>& o
   const auto [r, z] = vsigmoid(Both<V, V>{sums[0], sums[1]});
   const V n = vtanh(sums[2] + r * sums[3]);
   sums[0] = r, sums[1] = z, sums[2] = n;
-  return {old.h + k * (n + z * (old.h - n) - old.h), V{}};
+  return {moved(old.h, n + z * (old.h - n), k), V{}};
 }
 
 // Gradients of an event: of its four sums, of k, and of the state before it but for what goes through the products.

@@ -29,10 +29,14 @@ using phased_lstm::kLargestGroup;
 using phased_lstm::kSlotBits;
 using phased_lstm::kTicksInBlock;
 using phased_lstm::Plan;
+using phased_lstm::TakenMemory;
 using phased_lstm::Tick;
 
 // Steps of a row whose events are looked for in one go.
 constexpr int64_t kStepsInBlock = 8192;
+
+// Whatever comes in through an operator's door is copied before it is checked, here and below, so that what was checked is
+// what is used: another thread may write to a tensor meanwhile.
 
 // Times as doubles, and for integers what doubles cannot hold of them.
 struct Times {
@@ -47,10 +51,10 @@ struct Times {
     STD_TORCH_CHECK(times.is_cpu() && times.is_contiguous() && (times.dim() == 1 || times.dim() == 2),
                     "times should be (L,) or (N, L), contiguous, on the CPU");
     switch (times.scalar_type()) {
-      case ScalarType::Double: coarse = static_cast<const double*>(times.const_data_ptr()); break;
+      case ScalarType::Double: convert<double>(times); break;
       case ScalarType::Float: convert<float>(times); break;
       case ScalarType::Int: convert<int32_t>(times); break;
-      case ScalarType::Long: convert<int64_t>(times); break;
+      case ScalarType::Long: convert(whole(times)); break;
       default: STD_TORCH_CHECK(false, "times should be int32, int64, float32 or float64");
     }
     bool finite = true;
@@ -66,34 +70,46 @@ struct Times {
     const auto* from = static_cast<const From*>(times.const_data_ptr());
     converted_.assign(from, from + rows * steps);
     coarse = converted_.data();
-    if constexpr (std::is_same_v<From, int64_t>) {
-      bool exact = true;
-      for (int64_t j = 0; j < rows * steps; ++j) {
-        STD_TORCH_CHECK(std::fabs(coarse[j]) < 0x1p63, "integer times should be within 2**62 of zero");
-        exact &= static_cast<int64_t>(coarse[j]) == from[j];
-      }
-      if (exact) return;
-      rest_.resize(rows * steps);
-      for (int64_t j = 0; j < rows * steps; ++j)
-        rest_[j] = static_cast<double>(from[j] - static_cast<int64_t>(coarse[j]));
-      residue = rest_.data();
+  }
+  Buffer<int64_t> whole(const Tensor& times) const {
+    const auto* from = static_cast<const int64_t*>(times.const_data_ptr());
+    return Buffer<int64_t>(from, from + rows * steps);
+  }
+  void convert(const Buffer<int64_t>& from) {
+    converted_.assign(from.begin(), from.end());
+    coarse = converted_.data();
+    bool exact = true;
+    for (int64_t j = 0; j < rows * steps; ++j) {
+      STD_TORCH_CHECK(std::fabs(coarse[j]) < 0x1p63, "integer times should be within 2**62 of zero");
+      exact &= static_cast<int64_t>(coarse[j]) == from[j];
     }
+    if (exact) return;
+    rest_.resize(rows * steps);
+    for (int64_t j = 0; j < rows * steps; ++j)
+      rest_[j] = static_cast<double>(from[j] - static_cast<int64_t>(coarse[j]));
+    residue = rest_.data();
   }
 };
 
-// The time gate's tensors.
+// The time gate's values.
 struct GateOf {
   const double *period, *shift, *ratio_on;
-  GateOf(const Tensor& period_, const Tensor& shift_, const Tensor& ratio_on_, int64_t units)
-      : period(pointer<double>(period_, "period", {units})),
-        shift(pointer<double>(shift_, "shift", {units})),
-        ratio_on(pointer<double>(ratio_on_, "ratio_on", {units})) {
+  GateOf(const GateOf&) = delete;
+  GateOf(const Tensor& period_, const Tensor& shift_, const Tensor& ratio_on_, int64_t units) : values_(3 * units) {
+    double* to = values_.data();
+    period = to, shift = to + units, ratio_on = to + 2 * units;
+    to = std::copy_n(pointer<double>(period_, "period", {units}), units, to);
+    to = std::copy_n(pointer<double>(shift_, "shift", {units}), units, to);
+    std::copy_n(pointer<double>(ratio_on_, "ratio_on", {units}), units, to);
     for (int64_t u = 0; u < units; ++u)
       STD_TORCH_CHECK(period[u] > 0.0 && std::isfinite(period[u]) && std::isfinite(shift[u]) && ratio_on[u] > 0.0 &&
                           ratio_on[u] <= 1.0,
                       "unit ", u, ": period should be positive and finite, shift finite, ratio_on in (0, 1]; got ",
                       period[u], ", ", shift[u], " and ", ratio_on[u]);
   }
+
+ private:
+  Buffer<double> values_;
 };
 
 inline GateTimes gate_times(const Times& times, const GateOf& of, int64_t hidden, bool all_open) {
@@ -140,7 +156,7 @@ class FoundEvents {
 
   // Of groups, from the events of each sequence.
   FoundEvents(const GateTimes& gate, const Plans& plans, const Events<T>& by_row, EventMemory<T>& memory)
-      : home_(memory), memory_(std::exchange(memory, {})) {
+      : taken_(memory), memory_(*taken_) {
     std::vector<Block> blocks;
     for (int64_t number = 0; number < plans.count(); ++number) blocks.push_back({number, 0});
     gather(nullptr, plans.count(), plans.most(), blocks, [&](const Block& block, int64_t* counts, EventBlock<T>& found) {
@@ -151,18 +167,16 @@ class FoundEvents {
   }
   // `like`: a tensor on the device, or null. `plans`: of the groups, if events are to be in the order of their ticks.
   FoundEvents(const Tensor* like, const GateTimes& gate, const Plans* plans = nullptr)
-      : home_(kept_events<T>()), memory_(std::exchange(home_, {})) {
+      : taken_(kept_events<T>()), memory_(*taken_) {
     plans ? find_in_ticks(like, gate, *plans) : find_by_row(like, gate);
-  }
-  ~FoundEvents() {
-    if (memory_.bytes() <= kKeptBytes) std::swap(home_, memory_);
   }
   FoundEvents(const FoundEvents&) = delete;
 
   Events<T> events;
 
  private:
-  EventMemory<T>&home_, memory_;
+  TakenMemory<T> taken_;
+  EventMemory<T>& memory_;
 
   // A row of times or a group, of so many steps or ticks, some of which are searched at a time.
   struct Block {
@@ -232,19 +246,29 @@ class FoundEvents {
   }
 };
 
-// Events that came in through the operator's door are checked before they index anything.
+// A tensor's numbers, copied.
+template <typename V>
+const V* copied(Buffer<V>& to, const Tensor& from, int64_t size) {
+  make_room(to, size);
+  std::copy_n(static_cast<const V*>(from.const_data_ptr()), size, to.data());
+  return to.data();
+}
+
+// Events that came in through the operator's door are checked before they index anything, in a copy in `memory`.
 template <typename T>
-Events<T> checked_events(const Tensor& offsets, const Tensor& event_units, const Tensor& phases, int64_t batch,
-                         int64_t steps, int64_t hidden) {
+Events<T> checked_events(EventMemory<T>& memory, const Tensor& offsets, const Tensor& event_units, const Tensor& phases,
+                         int64_t batch, int64_t steps, int64_t hidden) {
   STD_TORCH_CHECK(offsets.dim() == 2 && event_units.dim() == 1, "events should be offsets (R, L + 1), units (E,)");
   const int64_t rows = offsets.size(0), count = event_units.size(0);
   STD_TORCH_CHECK(rows == 1 || rows == batch, "events should have 1 row or one for each sequence");
   check(offsets, "offsets", ScalarType::Long, {rows, steps + 1});
   check(event_units, "units", ScalarType::Int, {count});
-  const auto* starts = static_cast<const int64_t*>(offsets.const_data_ptr());
+  const int64_t* starts = copied(memory.offsets, offsets, rows * (steps + 1));
   STD_TORCH_CHECK(rows == 0 ? count == 0 : starts[0] == 0 && starts[rows * (steps + 1) - 1] == count,
                   "offsets should span all events");
-  const auto* units = static_cast<const int32_t*>(event_units.const_data_ptr());
+  const auto* given = static_cast<const int32_t*>(event_units.const_data_ptr());
+  make_room(memory.units, count);
+  int32_t* const units = memory.units.data();
   const auto most = static_cast<uint32_t>(std::min<int64_t>(hidden, std::numeric_limits<int32_t>::max()));
   std::atomic<bool> rising{true}, inside{true}, in_order{true};
   for (int64_t row = 1; row < rows; ++row)
@@ -259,6 +283,7 @@ Events<T> checked_events(const Tensor& offsets, const Tensor& event_units, const
       rising = false;
       return;
     }
+    std::copy(given + first, given + last, units + first);
     for (int64_t e = first; e < last; ++e) good &= static_cast<uint32_t>(units[e]) < most;
     if (!good) inside = false;
     // Within a step each unit comes once, in order: a state is written once for each event. So where units do not rise,
@@ -279,8 +304,8 @@ Events<T> checked_events(const Tensor& offsets, const Tensor& event_units, const
 
 // The same of the events of groups.
 template <typename T>
-Events<T> checked_events(const Tensor& offsets, const Tensor& event_units, const Tensor& phases, int64_t hidden,
-                         const Plans& plans) {
+Events<T> checked_events(EventMemory<T>& memory, const Tensor& offsets, const Tensor& event_units, const Tensor& phases,
+                         int64_t hidden, const Plans& plans) {
   STD_TORCH_CHECK(event_units.dim() == 1, "events should be offsets (R, S + 1), units (E,)");
   const int64_t rows = plans.count(), ticks = plans.most(), count = event_units.size(0);
   STD_TORCH_CHECK(offsets.dim() == 2 && (offsets.size(0) || !rows), "no events were kept on the way forward");
@@ -289,9 +314,11 @@ Events<T> checked_events(const Tensor& offsets, const Tensor& event_units, const
   STD_TORCH_CHECK(offsets.dim() == 2 && offsets.size(0) == rows && offsets.size(1) == ticks + 1, changed);
   check(offsets, "offsets", ScalarType::Long, {rows, ticks + 1});
   check(event_units, "units", ScalarType::Int, {count});
-  const auto* starts = static_cast<const int64_t*>(offsets.const_data_ptr());
+  const int64_t* starts = copied(memory.offsets, offsets, rows * (ticks + 1));
   STD_TORCH_CHECK(starts[0] == 0 && starts[rows * (ticks + 1) - 1] == count, "offsets should span all events");
-  const auto* codes = static_cast<const int32_t*>(event_units.const_data_ptr());
+  const auto* given = static_cast<const int32_t*>(event_units.const_data_ptr());
+  make_room(memory.units, count);
+  int32_t* const codes = memory.units.data();
   const int64_t most = hidden << kSlotBits;
   std::atomic<bool> rising{true}, inside{true}, in_order{true};
   for (int64_t row = 1; row < rows; ++row)
@@ -308,6 +335,7 @@ Events<T> checked_events(const Tensor& offsets, const Tensor& event_units, const
       rising = false;
       return;
     }
+    std::copy(given + of_row[0], given + of_row[ticks], codes + of_row[0]);
     bool known = true, sorted = true;
     for (int64_t tick = 0; tick < own; ++tick) {
       const uint32_t slots = plans[row].ticks[tick];

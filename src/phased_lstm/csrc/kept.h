@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 #include "buffer.h"
@@ -35,6 +36,21 @@ EventMemory<T>& kept_events() {
   static thread_local EventMemory<T> memory;
   return memory;
 }
+
+// Kept memory, taken for as long as this lives, so that nobody else has it meanwhile.
+template <typename T>
+class TakenMemory {
+ public:
+  explicit TakenMemory(EventMemory<T>& home) : home_(home), memory_(std::exchange(home, {})) {}
+  ~TakenMemory() {
+    if (memory_.bytes() <= kKeptBytes) std::swap(home_, memory_);
+  }
+  TakenMemory(const TakenMemory&) = delete;
+  EventMemory<T>& operator*() { return memory_; }
+
+ private:
+  EventMemory<T>&home_, memory_;
+};
 
 // Packed weights.
 template <typename T>

@@ -44,6 +44,7 @@ struct Operands {
   bool reverse;
   int64_t batch, steps, inputs, units;
   bool lstm;
+  Buffer<int64_t> valid;  // steps of each sequence; empty without lengths
 
   // The input is (N, L, I); or, for a step, (N, I) or (I).
   Operands(Tensor input_, MaybeTensor lengths_, Tensor weight_ih_, Tensor weight_hh_, MaybeTensor bias_ih_,
@@ -63,7 +64,12 @@ struct Operands {
     lstm = weight_hh.size(0) == 4 * units;
     STD_TORCH_CHECK(units > 0 && inputs > 0, "there should be at least one unit and one input feature");
     STD_TORCH_CHECK(units < kMostUnits, "there should be fewer than ", kMostUnits, " units, got ", units);
+    if (!lengths) return;
+    const auto* given = pointer<int64_t>(lengths, "lengths", {batch});
+    valid.assign(given, given + batch);
+    for (const int64_t count : valid) STD_TORCH_CHECK(count >= 0 && count <= steps, "lengths should be from 0 to L");
   }
+  const int64_t* lengths_or_null() const { return lengths && batch ? valid.data() : nullptr; }
 };
 
 // A leak that is too small for the type must not become none: events are all there on account of it.
@@ -75,15 +81,6 @@ T leak_of(double leak) {
 void check_times(const Operands& from, const Times& times) {
   STD_TORCH_CHECK(times.steps == from.steps && (times.rows == 1 || times.rows == from.batch),
                   "times should be (L,) or (N, L)");
-}
-
-const int64_t* lengths_of(const Operands& from) {
-  if (!from.lengths) return nullptr;
-  check(*from.lengths, "lengths", ScalarType::Long, {from.batch});
-  const auto* lengths = static_cast<const int64_t*>(from.lengths->const_data_ptr());
-  for (int64_t n = 0; n < from.batch; ++n)
-    STD_TORCH_CHECK(lengths[n] >= 0 && lengths[n] <= from.steps, "lengths should be from 0 to L");
-  return lengths;
 }
 
 // Checks a layer's tensors and gathers them; `gates` is 4 for an LSTM and 3 for a GRU. `ratio_on` holds the ratios in
@@ -114,7 +111,7 @@ Layer<T> layer_of(int64_t gates, const Operands& from, const Times& times, Event
   if (!layer.panels && N > 1) check_features(I);
   STD_TORCH_CHECK(!layer.panels || layer.events.shared || layer.events.count == N * L * H,
                   "with a leak every unit should have an event at every step");
-  layer.lengths = lengths_of(from);
+  layer.lengths = from.lengths_or_null();
   return layer;
 }
 
@@ -122,7 +119,7 @@ Layer<T> layer_of(int64_t gates, const Operands& from, const Times& times, Event
 std::optional<Plans> plans_of(const Operands& from, const Times& times, const GateOf& gate) {
   check_times(from, times);
   if (times.rows < kPanelBatch || from.leak > 0.0) return std::nullopt;
-  return std::make_optional<Plans>(gate_times(times, gate, from.units, false), lengths_of(from), from.reverse);
+  return std::make_optional<Plans>(gate_times(times, gate, from.units, false), from.lengths_or_null(), from.reverse);
 }
 
 // The weights of the units that have events, in memory that the thread keeps, or in `own` if they are large. Valid until
@@ -342,8 +339,10 @@ BackwardResult layer_backward(Tensor input, Tensor times, MaybeTensor lengths, T
   const GateOf gate(period, shift, ratio_on, from.units);
   const auto run = [&]<typename T>(T) {
     const std::optional<Plans> plans = plans_of(from, stamps, gate);
-    const Events<T> events = plans ? checked_events<T>(offsets, units, phases, from.units, *plans)
-                                   : checked_events<T>(offsets, units, phases, from.batch, from.steps, from.units);
+    TakenMemory<T> memory(kept_events<T>());
+    const Events<T> events =
+        plans ? checked_events<T>(*memory, offsets, units, phases, from.units, *plans)
+              : checked_events<T>(*memory, offsets, units, phases, from.batch, from.steps, from.units);
     return backward<T>(from, stamps, events, gate, h_n, tape, grad_output, grad_h_n, grad_c_n, need_times, need_input,
                        raw_gate, parametrisation);
   };

@@ -33,7 +33,33 @@ inline bool inside(const Layer<T>& layer, int64_t row, int64_t t) {
   return !layer.lengths || t < layer.lengths[row];
 }
 
-// The gate of an event for every row of a panel.
+// Which rows of a panel take a step; to others it is padding, or they are beyond the batch. Whatever their states are,
+// they must stay as they are, and add nothing to what rows share: a factor of zero would not keep out a NaN.
+template <typename T, int NV>
+class PanelSteps {
+ public:
+  void at(const Layer<T>& layer, const Panel<T, NV>& panel, int64_t t) {
+    all_ = panel.count == kPanelRows<T, NV>;
+    if (all_ && !layer.lengths) return;
+    for (int64_t lane = 0; lane < kPanelRows<T, NV>; ++lane) {
+      taken_[lane] = lane < panel.count && inside(layer, panel.row(lane), t) ? T(1) : T(0);
+      all_ &= taken_[lane] > T(0);
+    }
+  }
+  bool all() const { return all_; }
+  bool taken(int64_t lane) const { return all_ || taken_[lane] > T(0); }
+  // `now` in the lanes of vector v that take the step, `otherwise` in the others.
+  Vec<T> choose(int v, Vec<T> now, Vec<T> otherwise) const {
+    if (all_) return now;
+    return load(taken_ + v * Simd<T>::kLanes) > T(0) ? now : otherwise;
+  }
+
+ private:
+  alignas(64) T taken_[kPanelRows<T, NV>];
+  bool all_ = false;
+};
+
+// The gate of an event for every row of a panel that takes the step.
 template <typename T, int NV>
 struct PanelGate {
   Gate<T> at[NV];
@@ -55,12 +81,6 @@ struct PanelGate {
         phases[lane] = layer.events.phases[(panel.row(lane) * layer.steps + t) * layer.units + unit];
       const Vec<T> ratio = splat(layer.ratio_on[unit]);
       for (int v = 0; v < NV; ++v) at[v] = gate_at(load(phases + v * lanes), ratio, layer.leak, layer.oscillation);
-    }
-    if (!layer.lengths && panel.count == P) return;
-    for (int64_t lane = 0; lane < P; ++lane) {
-      if (lane < panel.count && inside(layer, panel.row(lane), t)) continue;
-      Gate<T>& gate = at[lane / lanes];
-      gate.k[lane % lanes] = gate.slope[lane % lanes] = gate.in_ratio[lane % lanes] = T(0);
     }
   }
 };

@@ -53,6 +53,7 @@ class ForwardPanels {
     int64_t first;
     const int64_t count = events_at(layer_, t, &first);
     const T* features = count ? columns_->at(t) : nullptr;
+    rows_.at(layer_, *panel_, t);
     const auto shared = gates_.at(first, layer_.events.shared ? count : 0);
     const int64_t anew = products_.advance(t, first, count);
     for (int64_t at = 0, n; at < count; at += n) {
@@ -121,12 +122,18 @@ class ForwardPanels {
       after = lstm_step(values, {weight(0), weight(1), weight(2)}, k, old);
     else
       after = gru_step(values, k, old);
+    const auto put_state = [&](const W& from, const Buffer<T>& before, T* to) {
+      for_vectors(from, [&](int j, Vec<T> of) {
+        const Vec<T> unchanged = load(&before[units[j / NV] * P + j % NV * kLanes]);
+        store(to + e[j / NV] * P + j % NV * kLanes, rows_.choose(j % NV, of, unchanged));
+      });
+    };
+    put_state(after.h, state_, fresh_.data());
+    if (Lstm) put_state(after.c, cell_, &fresh_[H() * P]);
+    if (!run_.tape) return;
     const auto put = [&](const W& from, T* to, int64_t stride) {
       for_vectors(from, [&](int j, Vec<T> of) { store(to + e[j / NV] * stride + j % NV * kLanes, of); });
     };
-    put(after.h, fresh_.data(), P);
-    if (Lstm) put(after.c, &fresh_[H() * P], P);
-    if (!run_.tape) return;
     T* tape = run_.tape + (index_ * events_in_row(layer_) + place_in_row(layer_, t, first)) * kFields * P;
     for (int slot = 0; slot < 4; ++slot) put(values[slot], tape + slot * P, kFields * P);
     put(old.h, tape + 4 * P, kFields * P);
@@ -141,6 +148,7 @@ class ForwardPanels {
   StateProducts<T, G, NV> products_;
   std::optional<Panel<T, NV>> panel_;
   std::optional<InputColumns<T, NV>> columns_;
+  PanelSteps<T, NV> rows_;
   int64_t index_ = 0, steps_ = 0, step_ = 0;
 };
 
@@ -197,8 +205,8 @@ class BackwardPanels {
   void begin_panel() {
     panel_.emplace(layer_, chunk_.group());
     columns_.emplace(layer_, *panel_);
-    for (int64_t lane = 0; lane < P; ++lane)
-      std::copy_n(run_.h_n + panel_->row(lane) * H(), H(), &state_[lane * packing_.state]);
+    std::fill_n(holds_state_, P, false);
+    std::fill(state_.begin(), state_.end(), T(0));
     transpose_in(run_.grad_h_n, *panel_, H(), grad_state_.data());
     if (Lstm) transpose_in(run_.grad_c_n, *panel_, H(), grad_cell_.data());
     // Lanes beyond the batch must not add to what rows share.
@@ -219,11 +227,12 @@ class BackwardPanels {
     int64_t first;
     const int64_t count = events_at(layer_, t, &first);
     if (!count) return;
+    rows_.at(layer_, *panel_, t);
+    hold_states();
     const T* few = I() <= kFewInputs ? columns_->at(t) : nullptr;
     for (int64_t lane = 0; lane < P && !few; ++lane) {
-      const int64_t row = panel_->row(lane);
-      if (inside(layer_, row, t))
-        take_features(layer_, row * layer_.steps + t, false, &features_[lane * packing_.input]);
+      if (rows_.taken(lane))
+        take_features(layer_, panel_->row(lane) * layer_.steps + t, false, &features_[lane * packing_.input]);
       else
         std::fill_n(&features_[lane * packing_.input], I(), T(0));
     }
@@ -267,6 +276,20 @@ class BackwardPanels {
               inside(layer_, panel_->first + lane, t) ? grad_features_[i * P + lane] : T(0);
   }
 
+  // The states that the products are made of: zero in rows that do not take the step.
+  void hold_states() {
+    for (int64_t lane = 0; lane < P; ++lane) {
+      const bool holds = rows_.taken(lane);
+      if (holds == holds_state_[lane]) continue;
+      holds_state_[lane] = holds;
+      T* const to = &state_[lane * packing_.state];
+      if (holds)
+        std::copy_n(run_.h_n + panel_->row(lane) * H(), H(), to);
+      else
+        std::fill_n(to, H(), T(0));
+    }
+  }
+
   // An event's own derivatives, those of bias, peepholes and gate among them. `first`, `count`: of the step's events.
   void differentiate(int64_t t, int64_t first, int64_t count, int64_t e,
                      const typename EventGates<T>::Columns& shared) {
@@ -285,7 +308,9 @@ class BackwardPanels {
     for (int v = 0; v < NV; ++v) {
       const int64_t at = u * P + v * kLanes, to = e * P + v * kLanes, lane = v * kLanes;
       const V k = gate.at[v].k;
-      const State<Vec<T>> old{load(tape + 4 * P + lane), Lstm ? load(tape + (kFields - 1) * P + lane) : V{}};
+      const auto or_zero = [&](V of) { return rows_.choose(v, of, V{}); };
+      const State<Vec<T>> old{or_zero(load(tape + 4 * P + lane)),
+                              Lstm ? or_zero(load(tape + (kFields - 1) * P + lane)) : V{}};
       const State<Vec<T>> from{load(&grad_state_[at]), load(&grad_cell_[at])};
       for (int j = 0; j < kLanes; ++j) state_[(lane + j) * packing_.state + u] = old.h[j];
       V values[4];
@@ -295,6 +320,11 @@ class BackwardPanels {
         found = lstm_step_back(values, peephole, k, old, from);
       else
         found = gru_step_back(values, k, old, from);
+      if (!rows_.all()) {
+        for (V& in_sum : found.sums) in_sum = or_zero(in_sum);
+        found.k = or_zero(found.k), found.cell = or_zero(found.cell);
+        found.old = {rows_.choose(v, found.old.h, from.h), rows_.choose(v, found.old.c, from.c)};
+      }
       for (int slot = 0; slot < 4; ++slot) {
         store(d + slot * P + lane, found.sums[slot]);
         in_slots[slot] += found.sums[slot];
@@ -347,6 +377,8 @@ class BackwardPanels {
   EventGates<T> gates_;
   std::optional<Panel<T, NV>> panel_;
   std::optional<InputColumns<T, NV>> columns_;
+  PanelSteps<T, NV> rows_;
+  bool holds_state_[P];
   Chunk chunk_;
   int64_t steps_ = 0, left_ = 0;
   T* partial_ = nullptr;

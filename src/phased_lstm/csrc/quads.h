@@ -75,6 +75,14 @@ inline double sum(Vec<double> v) {
 
 inline Quad<double> sums(const Vec<double> (&v)[4]) { return Quad<double>{sum(v[0]), sum(v[1]), sum(v[2]), sum(v[3])}; }
 
+// sum + q x, in the first three places alone if `three`.
+template <bool three, typename T>
+inline Quad<T> plus_product(Quad<T> sum, Quad<T> q, T x) {
+  Quad<T> all = sum + q * x;
+  if constexpr (three) all[3] = sum[3];
+  return all;
+}
+
 // The sums of N events, up to four, made from their vectors.
 template <typename T, int N>
 class Quads {
@@ -84,9 +92,11 @@ class Quads {
   void add(Quad<T> q) {
     for (Quad<T>& of : of_) of += q;
   }
-  // Adds q x[e][i] to event e.
+  // Adds q x[e][i] to event e, to the first three of its sums alone if `three`: what is infinite would be no number in the
+  // fourth, whose weight is zero.
+  template <bool three>
   void add_product(Quad<T> q, const T* const* x, int64_t i) {
-    for (int e = 0; e < N; ++e) of_[e] += q * x[e][i];
+    for (int e = 0; e < N; ++e) of_[e] = plus_product<three>(of_[e], q, x[e][i]);
   }
   void write(T* to) const {
     for (int e = 0; e < N; ++e) store_quad(to + 4 * e, of_[e]);
@@ -117,11 +127,13 @@ class Quads<float, N> {
            __builtin_shufflevector(low, high, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
   }
   void add(Quad<float> q) { all_ += everywhere(q); }
+  template <bool three>
   void add_product(Quad<float> q, const float* const* x, int64_t i) {
     __m512 each = _mm512_set1_ps(x[0][i]);
     for (int e = 1; e < N; ++e)
       each = _mm512_mask_broadcastss_ps(each, static_cast<__mmask16>(15 << 4 * e), _mm_load_ss(&x[e][i]));
-    all_ += everywhere(q) * (Vec<float>)each;
+    const Vec<float> all = all_ + everywhere(q) * (Vec<float>)each;
+    all_ = three ? blend<0x8888>(all, all_) : all;
   }
   void write(float* to) const { store_first(to, all_, 4 * N); }
 

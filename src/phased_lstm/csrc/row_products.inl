@@ -38,7 +38,7 @@ PHASED_LSTM_INLINE void unit_sums(const Packing<T, G>& packing, const T* packed,
   const T* head = packing.head_of(packed, u);
   Quads<T, NR> all(acc);
   all.add(load_quad(head));
-  for (int64_t i = 0; i < packing.few; ++i) all.add_product(load_quad(head + 4 * (1 + i)), few, i);
+  for (int64_t i = 0; i < packing.few; ++i) all.template add_product<G == 3>(load_quad(head + 4 * (1 + i)), few, i);
   all.write(out);
 }
 

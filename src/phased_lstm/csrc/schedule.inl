@@ -15,24 +15,56 @@ using phased_lstm::Buffer;
 using phased_lstm::EventBlock;
 using phased_lstm::GateTimes;
 
-// ((t - s) mod tau) / tau by the library's exact fmod, for times so large that the quotient is not exact.
-double exact_phase(double coarse, double residue, double period, double shift) {
-  double into = std::fmod(coarse, period) - std::fmod(shift, period) + std::fmod(residue, period);
-  into -= std::floor(into / period) * period;
-  const double fraction = into / period;
-  return fraction >= 1.0 || fraction < 0.0 ? 0.0 : fraction;
+// A sum of two doubles, and exactly what its rounding took off. V, here and below: a double or a vector of them.
+template <typename V>
+struct ExactSum {
+  V value, rest;
+  ExactSum(V a, V b) : value(a + b) {
+    const V of_b = value - a;
+    rest = (a - (value - of_b)) + (b - of_b);
+  }
+};
+
+// The phase, rounded once: the double nearest to ((time + rest - shift) mod tau) / tau; what is nearest to 1 is 0. From
+// `into` on it is operation by operation what `gate.phase` in Python does, so that both find the same events. `time`,
+// `rest` and `shift` have been reduced to about half a period around zero, exactly.
+template <typename V>
+inline V phase_of(V time, V rest, V period, V shift) {
+  const ExactSum<V> since(time, -shift), all(since.value, rest);
+  const V low = since.rest + all.rest, at = all.value;
+  V whole = at >= period ? period : V{};
+  whole = at < 0.0 ? (at < -period ? -2.0 * period : -period) : whole;
+  const ExactSum<V> part(at, -whole), into(part.value, part.rest + low);
+  const V rounded = into.value / period;
+  V phase = rounded + (minus_product(into.value, rounded, period) + into.rest) / period;
+  phase = phase < 0.0 ? phase + 1.0 : phase;
+  return phase >= 1.0 ? V{} : phase;
 }
 
-// The same by a rounded quotient, which is exact while the quotient is below 1e15. `shift` is in [0, tau). V: a double
-// or a vector of them.
+// x less the multiple of the period that is nearest to it, exactly. Every turn takes some 50 bits off, so that there are
+// never more than about twenty.
+inline double reduced(double x, double period) {
+  // Of the largest times the quotient itself would be infinite.
+  for (const double scale : {0x1p512, 1.0}) {
+    const double whole = period * scale;
+    if (!std::isfinite(whole)) continue;
+    while (std::fabs(x) >= whole) x = std::fma(-std::rint(x / whole), whole, x);
+  }
+  return 2.0 * std::fabs(x) > period ? x - std::copysign(period, x) : x;
+}
+
+// The phase for times so large that the quotient by the period is not exact.
+inline double far_phase(double time, double rest, double period, double shift) {
+  return phase_of(reduced(time, period), reduced(rest, period), period, reduced(shift, period));
+}
+
+// The same by a rounded quotient, which serves while it is below 1e15; `rest` is then a small part of the period.
 template <typename V>
-inline V near_phase(V time, V period, V inverse, V shift) {
+inline V near_phase(V time, V rest, V period, V inverse, V shift) {
   // Adding 1.5 * 2^52 rounds to the nearest integer.
   constexpr double magic = 6755399441055744.0;
-  const V quotient = ((time - shift) * inverse + magic) - magic;
-  V into = minus_product(time, quotient, period) - shift;
-  into = into < 0.0 ? into + period : into;
-  return into >= period ? V{} : into / period;
+  const V quotient = (time * inverse + magic) - magic;
+  return phase_of(minus_product(time, quotient, period), rest, period, shift);
 }
 
 // Steps for which single precision is told what to look for.
@@ -124,12 +156,10 @@ class GateConstants {
   explicit GateConstants(const GateTimes& gate)
       : gate_(gate), width_(padded<float>(gate.units)), memory_(4 * width_, 0.0) {
     for (int64_t u = 0; u < gate.units; ++u) {
-      const double period = gate.period[u], inverse = 1.0 / period;
+      const double period = gate.period[u], inverse = std::min(1.0 / period, std::numeric_limits<double>::max());
       memory_[u] = inverse;
       largest_inverse_ = std::max(largest_inverse_, inverse);
-      double shift = gate.shift[u];
-      if (shift < 0.0 || shift >= period) shift = std::fmod(shift, period);
-      if (shift < 0.0) shift += period;
+      const double shift = reduced(gate.shift[u], period);
       memory_[width_ + u] = shift;
       memory_[2 * width_ + u] = shift * inverse;
       memory_[3 * width_ + u] = gate.ratio_on[u];
@@ -137,15 +167,19 @@ class GateConstants {
     }
   }
   const double* inverse() const { return memory_.data(); }
-  // Reduced to [0, tau); and the same in periods.
+  // Reduced to half a period around zero; and the same in periods.
   const double* shift() const { return memory_.data() + width_; }
   const double* turns() const { return memory_.data() + 2 * width_; }
   const double* ratio_on() const { return memory_.data() + 3 * width_; }
   // The units that are open at a time, on the average.
   double open() const { return open_; }
   // Whether a rounded quotient serves at place `at` of (R, L).
-  bool exact_quotient(int64_t at) const {
-    return (!gate_.residue || gate_.residue[at] == 0.0) && std::fabs(gate_.coarse[at]) * largest_inverse_ < 1e15;
+  bool exact_quotient(int64_t at) const { return std::fabs(gate_.coarse[at]) * largest_inverse_ < 1e15; }
+  // Unit u's phase there.
+  double phase(int64_t at, int64_t u) const {
+    const double rest = gate_.residue ? gate_.residue[at] : 0.0;
+    return exact_quotient(at) ? near_phase(gate_.coarse[at], rest, gate_.period[u], inverse()[u], shift()[u])
+                              : far_phase(gate_.coarse[at], rest, gate_.period[u], shift()[u]);
   }
 
  private:
@@ -166,8 +200,9 @@ class Judgement {
       store_quad(&table_[4 * u], Quad<double>{gate.period[u], of.inverse()[u], of.shift()[u], gate.ratio_on[u]});
   }
 
-  // Judges so many candidates at times of their own; returns whether all are open. Whole vectors are read.
-  bool judge(const int32_t* units, const double* times, int64_t count) {
+  // Judges so many candidates at times of their own; returns whether all are open. Whole vectors are read. `rests`: what
+  // the times lack, or null when nothing.
+  bool judge(const int32_t* units, const double* times, const double* rests, int64_t count) {
     bool all = true;
     for (int64_t i = 0; i < count; i += kLanes) {
       const unsigned here = (1u << std::min<int64_t>(kLanes, count - i)) - 1;
@@ -175,13 +210,14 @@ class Judgement {
 #ifdef PHASED_LSTM_GATHER_ROWS
       Vec<double> of[4];
       gather_rows(table_.data(), units + i, of);
-      const Vec<double> phase = near_phase(load(times + i), of[0], of[1], of[2]);
+      const Vec<double> rest = rests ? load(rests + i) : Vec<double>{};
+      const Vec<double> phase = near_phase(load(times + i), rest, of[0], of[1], of[2]);
       open = less_bits(phase, of[3]);
       store_narrow(&phase_[i], phase);
 #else
       for (int64_t j = i; here >> (j - i) & 1; ++j) {
         const double* of = &table_[4 * units[j]];
-        const double phase = near_phase(times[j], of[0], of[1], of[2]);
+        const double phase = near_phase(times[j], rests ? rests[j] : 0.0, of[0], of[1], of[2]);
         open |= static_cast<unsigned>(phase < of[3]) << (j - i);
         phase_[j] = static_cast<T>(phase);
       }
@@ -216,6 +252,7 @@ void find_events(const GateTimes& gate, int64_t row, int64_t begin, int64_t end,
   Candidates candidates(of.inverse(), of.turns(), of.ratio_on(), units, most_scanned);
   Judgement<T> judgement(gate, of, most_scanned * width);
   Buffer<double> time_of(most_scanned * width + Simd<double>::kLanes);
+  Buffer<double> rest_of(residue ? time_of.size() : 0);
   const int32_t* ends[kNearSteps];
   Buffer<double> phase_at(gate.all_open ? units : 0);
   found.begin(static_cast<int64_t>(of.open() * static_cast<double>(end - begin)) + width);
@@ -238,11 +275,13 @@ void find_events(const GateTimes& gate, int64_t row, int64_t begin, int64_t end,
         else
           all = false;
         ends[t - scanned] = next;
-        for (int64_t i = before - numbers; i < next - numbers; i += Simd<double>::kLanes)
+        for (int64_t i = before - numbers; i < next - numbers; i += Simd<double>::kLanes) {
           store(&time_of[i], splat(coarse[t]));
+          if (residue) store(&rest_of[i], splat(residue[t]));
+        }
       }
       known = next - numbers;
-      all &= judgement.judge(numbers, time_of.data(), known);
+      all &= judgement.judge(numbers, time_of.data(), residue ? rest_of.data() : nullptr, known);
     }
     found.grow(count + known);
     if (all) {
@@ -256,22 +295,20 @@ void find_events(const GateTimes& gate, int64_t row, int64_t begin, int64_t end,
     int64_t at = 0;
     for (int64_t t = scanned; t < until; ++t) {
       const int64_t before = count;
-      const double time = coarse[t];
       found.grow(count + width);
       int32_t* open_units = found.units.data();
       T* phases = found.phases.data();
-      if (!exact_quotient(t)) {
-        for (int64_t u = 0; u < units; ++u) {
-          const double phase = exact_phase(time, residue ? residue[t] : 0.0, gate.period[u], gate.shift[u]);
-          open_units[count] = static_cast<int32_t>(u);
-          phases[count] = gate.all_open ? on_its_side<T>(phase, gate.ratio_on[u]) : static_cast<T>(phase);
-          count += gate.all_open || phase < gate.ratio_on[u];
-        }
-      } else if (gate.all_open) {
-        for (int64_t u = 0; u < units; ++u)
-          phase_at[u] = near_phase(time, gate.period[u], of.inverse()[u], of.shift()[u]);
+      if (gate.all_open) {
+        for (int64_t u = 0; u < units; ++u) phase_at[u] = of.phase(row * gate.steps + t, u);
         for (int64_t u = 0; u < units; ++u) phases[count + u] = on_its_side<T>(phase_at[u], gate.ratio_on[u]);
         for (int64_t u = 0; u < units; ++u) open_units[count++] = static_cast<int32_t>(u);
+      } else if (!exact_quotient(t)) {
+        for (int64_t u = 0; u < units; ++u) {
+          const double phase = of.phase(row * gate.steps + t, u);
+          open_units[count] = static_cast<int32_t>(u);
+          phases[count] = static_cast<T>(phase);
+          count += phase < gate.ratio_on[u];
+        }
       } else {
         for (; at < ends[t - scanned] - numbers; ++at) {
           open_units[count] = numbers[at];

@@ -39,7 +39,7 @@ inline void sums_of_units(const Packing<T, G>& packing, const T* packed, const i
   for_numbers<NU>([&](auto n) {
     const T* head = packing.head_of(packed, units[n()]);
     Quad<T> sum = sums(acc[n()]) + load_quad(head);
-    for (int64_t i = 0; i < packing.few; ++i) sum += load_quad(head + 4 * (1 + i)) * few[i];
+    for (int64_t i = 0; i < packing.few; ++i) sum = plus_product<G == 3>(sum, load_quad(head + 4 * (1 + i)), few[i]);
     store_quad(out + 4 * n(), sum);
   });
 }

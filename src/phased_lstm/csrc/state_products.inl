@@ -9,6 +9,7 @@
 #include "packing.inl"
 #include "panel.inl"
 #include "panel_products.inl"
+#include "quads.h"
 #include "simd.h"
 
 namespace {
@@ -40,21 +41,19 @@ class StateProducts {
 
   // Before a panel's first step, with its states (H, P), which must stay where they are; each step changes them.
   void begin(T* state) {
-    // No step leaves a state above 1. Of a larger one that was put in, rounding would stay when it is gone.
-    constexpr T kBound = 2;
     state_ = state;
     std::fill(last_.begin(), last_.end(), -2);
     step_ = -1;
     changed_ = 0;
-    bounded_ = moderate_;
-    for (int64_t j = 0; moderate_ && j < layer_.units * P; ++j) bounded_ &= std::fabs(state[j]) <= kBound;
+    find_bounded();
   }
 
   // Goes on to the next step, t, whose events are first .. first + count: puts those that are multiplied anew before those
   // that keep their products, and returns how many the former are.
   int64_t advance(int64_t t, int64_t first, int64_t count) {
     ++step_;
-    const bool keep = bounded_ && t % kAnchor && 2 * changed_ <= layer_.units;
+    const bool keep = moderate_ && t % kAnchor && 2 * changed_ <= layer_.units;
+    if (t % kAnchor == 0) find_bounded();
     int64_t anew = 0, kept = count;
     for (int64_t e = 0; e < count; ++e) {
       const int64_t u = unit_of(layer_, first + e);
@@ -100,6 +99,24 @@ class StateProducts {
   }
 
  private:
+  // Finds the rows whose products may be kept until all are multiplied anew. No step leaves a state above 1. Of a larger
+  // one that was put in, rounding would stay when it is gone. Each row by itself: its bits must not depend on others.
+  void find_bounded() {
+    constexpr int lanes = Simd<T>::kLanes;
+    const Vec<T> bound = splat(T(2)), one = splat(T(1));
+    all_bounded_ = true;
+    for (int v = 0; v < NV && moderate_; ++v) {
+      Vec<T> bounded = one;
+      for (int64_t u = 0; u < layer_.units; ++u) {
+        const Vec<T> state = load(state_ + u * P + v * lanes);
+        bounded = state <= bound ? bounded : Vec<T>{};
+        bounded = state >= -bound ? bounded : Vec<T>{};
+      }
+      bounded_[v] = bounded;
+      all_bounded_ &= sum(bounded) == T(lanes);
+    }
+  }
+
   // Adds the products with the states to the sums.
   template <int B>
   void add(const T* const (&rows)[B], const int64_t (&units)[B], bool anew, Vec<T> (*sums)[4][NV]) {
@@ -117,6 +134,14 @@ class StateProducts {
     else
       multiply<T, G, NV, B>(rows, packing_.row(), kStateSlots<G>, changes_.data(), changed_,
                             [&](int64_t k) { return changed_units_[k]; }, products);
+    if (!anew && !all_bounded_) {
+      Vec<T> whole[B][4][NV] = {};
+      multiply<T, G, NV, B>(rows, packing_.row(), kStateSlots<G>, state_, layer_.units, same, whole);
+      for (int b = 0; b < B; ++b)
+        for (int slot : kStateSlots<G>)
+          for (int v = 0; v < NV; ++v)
+            products[b][slot][v] = bounded_[v] > T(0) ? products[b][slot][v] : whole[b][slot][v];
+    }
     for (int b = 0; b < B; ++b)
       for (int g = 0; g < G; ++g)
         for (int v = 0; v < NV; ++v) {
@@ -137,7 +162,10 @@ class StateProducts {
   std::vector<int32_t> order_;
   const int32_t* changed_units_ = nullptr;
   int64_t step_ = -1, changed_ = 0;
-  bool moderate_ = false, bounded_ = false;
+  // Whether weights let products be kept at all, and the states of each row, 1 or 0, and of all.
+  bool moderate_ = false;
+  Vec<T> bounded_[NV];
+  bool all_bounded_ = true;
 };
 
 }  // namespace

@@ -40,11 +40,20 @@ struct Push {
   int64_t arrival(int64_t place) const { return order.empty() ? place : order[place]; }
 };
 
+// The first event of which a value is infinite or NaN; the number of events if there is none.
+template <typename T>
+int64_t first_invalid(const Tensor& values, int64_t count, int64_t inputs) {
+  const auto* of = static_cast<const T*>(values.const_data_ptr());
+  const T* const end = of + count * inputs;
+  return (std::find_if(of, end, [](T value) { return !std::isfinite(value); }) - of) / inputs;
+}
+
 // Sorts events by stream and checks what must hold before anything is applied: streams within S, times that are finite
-// and, unless late ones are accepted, do not go back within a stream. V: double or int64_t.
+// and, unless late ones are accepted, do not go back within a stream. `invalid`: an event that is not to be taken for
+// its values. V: double or int64_t.
 template <typename V>
 Push arrange(const V* times, const int64_t* ids, int64_t id, int64_t count, const V* latest, int64_t streams,
-             bool accept_late) {
+             bool accept_late, int64_t invalid) {
   Push push;
   const auto stream_of = [&](int64_t event) { return ids ? ids[event] : id; };
   bool sorted = true;
@@ -55,7 +64,7 @@ Push arrange(const V* times, const int64_t* ids, int64_t id, int64_t count, cons
       usable = std::isfinite(times[e]);
     else
       usable = times[e] < kIntegerTimes && times[e] > -kIntegerTimes;
-    if (stream < 0 || stream >= streams || !usable) push.problem = e;
+    if (stream < 0 || stream >= streams || !usable || e == invalid) push.problem = e;
     sorted &= e == 0 || stream_of(e - 1) <= stream;
   }
   // What comes before an event that cannot be taken may be late, and then is the first problem.
@@ -374,7 +383,7 @@ void push_events(const Stack& stack, const Push& push, const T* values, int64_t 
 // `whole_time`. Without `stream_ids` all events are of stream `stream_id`.
 std::tuple<Tensor, MaybeTensor, int64_t> stream_push(Tensor values, MaybeTensor times, double time, int64_t whole_time,
                                                      MaybeTensor stream_ids, int64_t stream_id, bool accept_late,
-                                                     bool last_only, Tensor latest, Tensor h, MaybeTensor c,
+                                                     bool accept_invalid, bool last_only, Tensor latest, Tensor h, MaybeTensor c,
                                                      std::vector<Tensor> weights, std::vector<int64_t> origins,
                                                      std::vector<int64_t> oscillations, bool bias, bool peephole) {
   const Stack stack(h, c, std::move(weights), std::move(origins), std::move(oscillations), bias, peephole);
@@ -382,19 +391,27 @@ std::tuple<Tensor, MaybeTensor, int64_t> stream_push(Tensor values, MaybeTensor 
   STD_TORCH_CHECK((rank == 1 || rank == 2) && values.size(rank - 1) > 0, "values should be (E, I) or (I)");
   STD_TORCH_CHECK(values.is_cpu() && values.is_contiguous(), "values should be a contiguous tensor on the CPU");
   const int64_t E = rank == 1 ? 1 : values.size(0), I = values.size(rank - 1), S = stack.streams, H = stack.units;
+  STD_TORCH_CHECK(values.scalar_type() == h.scalar_type(), "values has the wrong dtype");
   STD_TORCH_CHECK(times || E == 1, "times should be given where there is not one event");
-  const auto* ids = pointer<int64_t>(stream_ids, "stream_ids", {E});
+  // Copies, so that what is checked is what is used.
+  const auto* given_ids = pointer<int64_t>(stream_ids, "stream_ids", {E});
+  const Buffer<int64_t> copied_ids(given_ids, given_ids + (given_ids ? E : 0));
+  const int64_t* ids = given_ids ? copied_ids.data() : nullptr;
   const auto with_times = [&]<typename V>(V now) -> std::tuple<Tensor, MaybeTensor, int64_t> {
-    const V* stamps = times ? pointer<V>(times, "times", {E}) : &now;
+    const V* given = pointer<V>(times, "times", {E});
+    const Buffer<V> copied(given, given + (given ? E : 0));
+    const V* stamps = given ? copied.data() : &now;
     pointer<V>(latest, "latest", {S});
     V* newest = output<V>(latest);
-    const Push push = arrange<V>(stamps, ids, stream_id, E, newest, S, accept_late);
+    const bool doubles = values.scalar_type() == ScalarType::Double;
+    const int64_t invalid = accept_invalid ? E : doubles ? first_invalid<double>(values, E, I)
+                                                         : first_invalid<float>(values, E, I);
+    const Push push = arrange<V>(stamps, ids, stream_id, E, newest, S, accept_late, invalid);
     if (push.problem >= 0) return {blank<V>(values, {0}), std::nullopt, push.problem};
     const auto touched = static_cast<int64_t>(push.segments.size());
     const auto run = [&]<typename T>(T) -> std::tuple<Tensor, MaybeTensor, int64_t> {
       check(h, "h", kTypeOf<T>, {stack.layers, S, H});
       if (c) check(*c, "c", kTypeOf<T>, {stack.layers, S, H});
-      STD_TORCH_CHECK(values.scalar_type() == kTypeOf<T>, "values has the wrong dtype");
       std::vector<int64_t> shape{last_only ? touched : E, H};
       if (rank == 1) shape.erase(shape.begin());
       Tensor result = blank<T>(values, shape);
@@ -417,7 +434,7 @@ std::tuple<Tensor, MaybeTensor, int64_t> stream_push(Tensor values, MaybeTensor 
 STABLE_TORCH_LIBRARY_FRAGMENT(phased_lstm, m) {
   m.def(
       "stream_push(Tensor values, Tensor? times, float time, int whole_time, Tensor? stream_ids, int stream_id, "
-      "bool accept_late, bool last_only, Tensor(a!) latest, Tensor(b!) h, Tensor(c!)? c, Tensor[] weights, "
+      "bool accept_late, bool accept_invalid, bool last_only, Tensor(a!) latest, Tensor(b!) h, Tensor(c!)? c, Tensor[] weights, "
       "int[] origins, int[] oscillations, bool bias, bool peephole) -> (Tensor, Tensor?, int)");
 }
 

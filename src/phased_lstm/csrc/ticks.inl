@@ -127,7 +127,8 @@ class TickSearch {
         judgement_(gate, of_, scan_ * most_),
         codes_(scan_ * most_ + 2 * kLargestGroup, 0),
         unit_(scan_ * most_ + 2 * kLargestGroup, 0),
-        time_(scan_ * most_ + 2 * kLargestGroup, 0.0) {
+        time_(scan_ * most_ + 2 * kLargestGroup, 0.0),
+        rest_(gate.residue ? time_.size() : 0, 0.0) {
     found_.count = 0;
     // About half of the sequences take a step in a tick.
     found_.begin(static_cast<int64_t>(of_.open() * static_cast<double>(group.rows * ticks) / 2) + most_);
@@ -159,6 +160,7 @@ class TickSearch {
         const int64_t place = steps_.place(slot, position_[slot]++);
         const double time = gate_.coarse[place];
         times_[i][slot] = time;
+        if (gate_.residue) rests_[i][slot] = gate_.residue[place];
         places_[i][slot] = place;
         exact_[i] &= of_.exact_quotient(place);
         const bool first = !(seen >> slot & 1);
@@ -190,10 +192,12 @@ class TickSearch {
       for (int64_t e = before; e < known; e += kFloatLanes) {
         const Numbers codes = load_first(&codes_[e], kFloatLanes);
         store(&unit_[e], codes >> kSlotBits);
-        store_chosen(&time_[e], times_[first + i], codes & static_cast<int32_t>(kLargestGroup - 1));
+        const Numbers slots = codes & static_cast<int32_t>(kLargestGroup - 1);
+        store_chosen(&time_[e], times_[first + i], slots);
+        if (gate_.residue) store_chosen(&rest_[e], rests_[first + i], slots);
       }
     }
-    all &= judgement_.judge(unit_.data(), time_.data(), known);
+    all &= judgement_.judge(unit_.data(), time_.data(), gate_.residue ? rest_.data() : nullptr, known);
     if (all) {
       found_.grow(found_.count + known);
       std::copy_n(codes_.data(), known, found_.units.data() + found_.count);
@@ -222,16 +226,11 @@ class TickSearch {
     }
   }
 
-  // A phase is rounded as that of the sequence alone is, whatever the times of the others.
   void find_exactly(Tick tick, const int64_t* places) {
     for (int64_t u = 0; u < gate_.units; ++u)
       for (uint32_t rest = tick; rest; rest &= rest - 1) {
         const int slot = __builtin_ctz(rest);
-        const int64_t place = places[slot];
-        const double phase = of_.exact_quotient(place)
-                                 ? near_phase(gate_.coarse[place], gate_.period[u], of_.inverse()[u], of_.shift()[u])
-                                 : exact_phase(gate_.coarse[place], gate_.residue ? gate_.residue[place] : 0.0,
-                                               gate_.period[u], gate_.shift[u]);
+        const double phase = of_.phase(places[slot], u);
         if (phase >= gate_.ratio_on[u]) continue;
         found_.units[found_.count] = static_cast<int32_t>(u << kSlotBits | slot);
         found_.phases[found_.count++] = static_cast<T>(phase);
@@ -248,11 +247,13 @@ class TickSearch {
   Judgement<T> judgement_;
   // Of the candidates. There is room for a vector behind the last.
   Buffer<int32_t> codes_, unit_;
-  Buffer<double> time_;
+  Buffer<double> time_, rest_;
   int64_t position_[kLargestGroup], ends_[kNearSteps];
   // Of the next ticks and of each slot: its time, and for those that take a step its place in (N, L); and whether a
   // rounded quotient serves for all of them.
   alignas(64) double times_[kNearSteps][kLargestGroup];
+  // What those that take a step lack of their times, if any do.
+  alignas(64) double rests_[kNearSteps][kLargestGroup] = {};
   int64_t places_[kNearSteps][kLargestGroup];
   bool exact_[kNearSteps];
 };

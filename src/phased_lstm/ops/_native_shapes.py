@@ -6,6 +6,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import DynamicOutputShapeException
+
+
+def _unknown_size() -> Any:
+    """A size that depends on the values of the times: a symbol, or 0 in a mode that has no symbols.
+
+    Only the operator's own backward pass reads what is of such a size.
+    """
+    try:
+        return torch.library.get_ctx().new_dynamic_size()
+    except DynamicOutputShapeException:
+        return 0
 
 
 def register_shapes() -> None:
@@ -25,10 +37,9 @@ def register_shapes() -> None:
         events: Any = 0
         places: tuple[Any, ...] = (0, 0)
         if keep_tape:
-            context = torch.library.get_ctx()
-            entries, fields, events = context.new_dynamic_size(), context.new_dynamic_size(), context.new_dynamic_size()
+            entries, fields, events = (_unknown_size() for _ in range(3))
             # Rows of times, or groups of sequences and their ticks.
-            places = (1, steps + 1) if times.dim() == 1 else (context.new_dynamic_size(), context.new_dynamic_size())
+            places = (1, steps + 1) if times.dim() == 1 else (_unknown_size(), _unknown_size())
         return (
             input.new_empty((batch if return_sequence else 0, steps, hidden)),
             input.new_empty((*single, batch, hidden)),

@@ -308,7 +308,8 @@ class _LayerOfParameters(torch.autograd.Function):
         )
         ctx.constants = values, raw_gate, peephole, options
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*tensors, lengths, h_n, *tape)
+        # A copy: like those of torch.nn.LSTM, final states may be changed in place.
+        ctx.save_for_backward(*tensors, lengths, h_n.clone(), *tape)
         return output if options[-1] else None, h_n, c_n if _is_lstm(others[3]) else None
 
     @staticmethod
@@ -366,7 +367,8 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     ctx.options = inputs[_TENSORS:-2]
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(tape, offsets, units, phases)
-    ctx.save_for_backward(*inputs[:_TENSORS], h_n, tape, offsets, units, phases)
+    # A copy: like those of torch.nn.LSTM, final states may be changed in place.
+    ctx.save_for_backward(*inputs[:_TENSORS], h_n.detach().clone(), tape, offsets, units, phases)
 
 
 def _backward(
