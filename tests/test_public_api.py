@@ -64,8 +64,8 @@ SIGNATURES: list[tuple[Any, dict[str, Any], dict[str, Any]]] = [
     (PhasedLSTMCell, CELL, {"peephole": False} | GATE | {"backend": "auto"}),
     (PhasedGRUCell, CELL, GATE | {"backend": "auto"}),
     (TimeGate, {"hidden_size": EMPTY}, GATE | FACTORY),
-    (PhasedLSTM.stream, {"streams": 1}, {"late": "error"}),
-    (PhasedGRU.stream, {"streams": 1}, {"late": "error"}),
+    (PhasedLSTM.stream, {"streams": 1}, {"late": "error", "invalid": "error"}),
+    (PhasedGRU.stream, {"streams": 1}, {"late": "error", "invalid": "error"}),
     (Stream.push, {"times": EMPTY, "values": EMPTY, "stream_ids": None}, {}),
     (Stream.push_latest, {"times": EMPTY, "values": EMPTY, "stream_ids": None}, {}),
     (Stream.reset, {"stream_ids": None}, {}),
@@ -148,18 +148,21 @@ def imports(path: Path) -> set[str]:
 
 
 OPS = sorted(str(path.relative_to(PACKAGE)) for path in (PACKAGE / "ops").glob("*.py"))
-LAYERS = ("layers.py", "cells.py", "_base.py", "_sequences.py")
+BELOW_LAYERS = {"_checks", "_parametrisation", "gate", "ops", "functional", "_base", "_sequences"}
 # What each module may import of the package, whole subpackages included.
 ALLOWED: dict[str, set[str]] = {
     "_checks.py": set(),
     "_parametrisation.py": {"_checks"},
+    "_time_warnings.py": {"_checks"},
     "gate.py": {"_checks", "_parametrisation"},
     **{path: {"_checks", "_parametrisation", "gate", "ops"} for path in OPS},
     "functional.py": {"_checks", "gate", "ops"},
     "_pushes.py": {"_checks", "ops", "functional", "_base"},
-    "streaming.py": {"_checks", "_pushes"},
-    **{path: {"_checks", "_parametrisation", "gate", "ops", "functional", "_base", "_sequences"} for path in LAYERS},
-    "layers.py": {"_checks", "gate", "ops", "functional", "_base", "_sequences", "streaming"},
+    "streaming.py": {"_checks", "_pushes", "_time_warnings"},
+    "_sequences.py": set(),
+    "_base.py": BELOW_LAYERS - {"_base"},
+    "cells.py": BELOW_LAYERS | {"_time_warnings"},
+    "layers.py": BELOW_LAYERS | {"_time_warnings", "streaming"},
 }
 
 

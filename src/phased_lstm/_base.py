@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ._checks import Oscillation, check_flag, check_size, check_time_values
+from ._checks import Oscillation, check_flag, check_size, check_time_values, is_plain
 from ._parametrisation import gate_values_and_factors
 from .functional import NARROW_DTYPES, apply_gru, apply_lstm, autocasting
 from .gate import PERIOD_INIT_MAX, PERIOD_INIT_MIN, TimeGate
@@ -74,6 +74,8 @@ class PhasedModule(nn.Module):
         self._gate_options = gate_options
         self._gate_names: list[str] = []
         self._kept: dict[str, _Kept] = {}
+        # Warnings that were given.
+        self._said: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_kept": {}}
@@ -316,8 +318,22 @@ class PhasedModule(nn.Module):
     def _name(self) -> str:
         return type(self).__name__
 
+    def _gate_settings(self) -> dict[str, Any]:
+        """What all gates have in common now of the options they were made with."""
+        found: dict[str, Any] = {}
+        for name in ("leak", "oscillation"):
+            values = {getattr(gate, name) for gate in self.gates}
+            found |= {name: values.pop()} if len(values) == 1 else {}
+        ratios = [gate.ratio_on.detach() for gate in self.gates]
+        if all(map(is_plain, ratios)):
+            low = round(min(ratio.min().item() for ratio in ratios), 6)
+            high = round(max(ratio.max().item() for ratio in ratios), 6)
+            found["ratio_on"] = low if low == high else f"{low:g} to {high:g}"
+        return found
+
     def _phased_repr(self) -> list[str]:
-        shown = [f"{name}={value!r}" for name, value in self._gate_options.items() if value != GATE_DEFAULTS[name]]
+        options = self._gate_options | self._gate_settings()
+        shown = [f"{name}={value!r}" for name, value in options.items() if value != GATE_DEFAULTS[name]]
         if self.peephole:
             shown.insert(0, "peephole=True")
         if self.backend != "auto":

@@ -200,6 +200,11 @@ def values_unknown(*tensors: Tensor) -> bool:
     return any(tensor.is_meta or isinstance(_innermost(tensor), FakeTensor) for tensor in tensors)
 
 
+def is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor's values can be read: nothing is traced, and no transform hides them."""
+    return not values_unknown(tensor) and _innermost(tensor) is tensor
+
+
 _TRACING = (torch._C._TorchDispatchModeKey.PROXY, torch._C._TorchDispatchModeKey.FAKE)
 
 

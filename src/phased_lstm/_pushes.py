@@ -108,6 +108,16 @@ class Plan(NamedTuple):
             model.peephole,
         )
 
+    def fingerprint(self) -> Tensor:
+        """A number () int64 made of every bit of the weights and gates; products and sums wrap."""
+        total = torch.tensor(0, dtype=torch.int64)
+        for tensor in self.tensors:
+            bits = tensor.detach().cpu().contiguous().view(torch.int32 if tensor.element_size() == 4 else torch.int64)
+            total = total * 1_000_003 + (bits.flatten().long() * torch.arange(1, bits.numel() + 1)).sum()
+        for number in (*self.origins, *self.codes):
+            total = total * 1_000_003 + number
+        return total
+
     def is_of(self, model: Any, timings: list[Timing]) -> bool:
         """Whether it is what the model would give now; kept timings are one object as long as they hold."""
         own, modules = model._parameters, model._modules
@@ -231,10 +241,11 @@ def explanation(events: Events, held: Held, problem: int) -> str:
     invalid = (~torch.isfinite(values[problem])).nonzero().flatten()
     if len(invalid):
         column = int(invalid[0])
+        value = values[problem, column].item()
         return (
-            f"{where}value {column} of the event at time {time} in stream {stream} is {values[problem, column].item()}, "
-            f"and would stay in the states until reset(): replace what was not measured, or let it pass with "
-            f"stream(invalid='accept'){unchanged}"
+            f"{where}value {column} of the event at time {time} in stream {stream} is {value}, and would stay in the "
+            f"states until reset(): replace what was not measured, or let it pass with stream(invalid='accept')"
+            f"{unchanged}"
         )
     before = max([*times[:problem][ids[:problem] == stream].tolist(), held.latest[stream].item()])
     rounded = ""

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ._base import PEEPHOLES, PhasedModule, gate_options
-from ._checks import LARGEST_INTEGER_TIME, Oscillation, check_time_dtype
+from ._checks import LARGEST_INTEGER_TIME, Oscillation, check_time_dtype, is_plain
+from ._time_warnings import warn_of_grid
 from .functional import check_sequence
 from .gate import PERIOD_INIT_MAX, PERIOD_INIT_MIN
 from .ops import native
 
 # Integers up to here are floats as well.
 _EXACT = 1 << 53
+
+# Stack level of whoever calls a cell, seen from where its times are checked.
+_OF_CALLER = 7
 
 _WIDE = (torch.float32, torch.float64)
 
@@ -131,6 +136,11 @@ class PhasedCell(PhasedModule):
         if times.shape not in ((), (1,) if unbatched else (batch,)):
             wanted = "a single time" if unbatched else f"a single time or of shape ({batch},)"
             raise ValueError(f"times of a cell's step should be {wanted}, got shape {tuple(times.shape)}")
+        if times.dtype == torch.float32 and "grid" not in self._said:
+            gate: Any = self.gate
+            opening = (gate.period * gate.ratio_on).detach().median().item() if is_plain(gate.raw_period) else math.inf
+            if warn_of_grid(times.reshape(-1)[:1], None, _OF_CALLER, opening):
+                self._said.add("grid")
         stamps, _ = check_sequence(x.unsqueeze(1), times.reshape(1) if times.dim() == 0 else times.unsqueeze(1), None)
         return stamps
 

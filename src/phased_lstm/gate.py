@@ -40,6 +40,10 @@ _RATIO_MIN_ROUNDED = RATIO_MIN * (1.0 - 1e-6)
 _CHUNK_ELEMENTS = 1 << 21
 
 
+# What a state says of its gate besides the tensors.
+_NOTED = ("oscillation", "leak")
+
+
 class Openness(NamedTuple):
     """How much each unit of a gate is open over some time stamps.
 
@@ -234,6 +238,8 @@ class TimeGate(nn.Module):
         self._init_ratio_on = float(ratio_on)
         self._init_periods = (float(period_init_min), float(period_init_max))
         dtype = dtype or torch.get_default_dtype()
+        if not dtype.is_floating_point:
+            raise ValueError(f"dtype should be a floating one, got {dtype}: a phase and a gate are real numbers")
         if dtype in (torch.float16, torch.bfloat16):
             dtype = torch.float32
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
@@ -492,8 +498,23 @@ class TimeGate(nn.Module):
 
         return super()._apply(keep_wide, recurse)
 
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        # Not among the entries, where a plain layer's checkpoint would lack it: torch.save keeps the notes of a state.
+        notes = getattr(destination, "_metadata", {}).get(prefix[:-1])
+        if notes is not None:
+            notes.update({name: getattr(self, name) for name in _NOTED})
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         errors: list[str] = args[-1]
+        for name in _NOTED:
+            own, noted = getattr(self, name), args[0].get(name, getattr(self, name))
+            if noted != own:
+                warnings.warn(
+                    f"the state of {prefix[:-1] or 'the gate'} was saved with {name}={noted!r}, and is loaded into one "
+                    f"with {name}={own!r}: results will differ; make the layer with {name}={noted!r}",
+                    stacklevel=2,
+                )
         for key in [key for key in state_dict if key.startswith(prefix)]:
             value = state_dict[key]
             if isinstance(value, Tensor) and _is_narrow(value):

@@ -11,11 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from ._base import PEEPHOLES, PhasedModule, gate_options
-from ._checks import Oscillation, check_flag, check_size
+from ._checks import Oscillation, check_flag, check_size, is_plain
 from ._sequences import PaddedBatch, Sequences, time_rows, to_padded
+from ._time_warnings import warn_of_grid, warn_of_layout
 from .functional import check_sequence
 from .gate import PERIOD_INIT_MAX, PERIOD_INIT_MIN, warn_of_closed
 from .streaming import Invalid, Late, Stream
+
+# Stack level of whoever calls a layer, seen from `_warn_of_times`: two frames of torch.nn.Module lie between.
+_OF_CALLER = 6
 
 _LSTM = TypeVar("_LSTM", bound="PhasedLSTM")
 _GRU = TypeVar("_GRU", bound="PhasedGRU")
@@ -108,13 +112,10 @@ class PhasedRNN(PhasedModule):
                 the other way.
         """
         rows, valid = time_rows(times, lengths, self.batch_first)
-        if isinstance(times, Tensor) and times.dim() == 2 and lengths is None and _goes_back(rows):
-            layout, other = ("N, L", "L, N")[:: 1 if self.batch_first else -1]
-            warnings.warn(
-                f"times {tuple(times.shape)} are read as ({layout}), and go back at a quarter of the steps or more: if "
-                f"they are ({other}), transpose them, or make the layer with batch_first={not self.batch_first}",
-                stacklevel=2,
-            )
+        if isinstance(times, Tensor) and times.dim() == 2 and lengths is None:
+            warn_of_layout(rows, self.batch_first, stacklevel=2)
+        if isinstance(rows, Tensor):
+            warn_of_grid(rows, None, stacklevel=2)
         for name, gate in zip(self._gate_names, self.gates, strict=True):
             closed = gate._fit(rows, valid, generator)
             if closed:
@@ -156,6 +157,7 @@ class PhasedRNN(PhasedModule):
             )
         stamps = torch.arange(x.shape[1], device=x.device) if batch.times is None else batch.times
         stamps, valid_lengths = check_sequence(x, stamps, batch.lengths, finite=False)
+        self._warn_of_times(batch.times is None, stamps, valid_lengths)
         states = self._initial_states(hx, batch)
         finals: list[tuple[Any, ...]] = []
         for layer in range(self.num_layers):
@@ -178,6 +180,32 @@ class PhasedRNN(PhasedModule):
         if batch.unbatched:
             joined = tuple(state.squeeze(1) for state in joined)
         return batch.restore(x) if return_sequence else None, joined
+
+    def _warn_of_times(self, counted: bool, stamps: Tensor, lengths: Tensor | None) -> None:
+        """Say, once for each, what is hardly meant of times (L,) or (N, L); `counted`: none were given."""
+        if not is_plain(stamps):
+            return
+        said = self._said
+        if counted:
+            if "counted" not in said and any(int(gate.origin) for gate in self.gates):
+                said.add("counted")
+                warnings.warn(
+                    f"times were not given, so steps count 0, 1, 2, ..., while the gates count time from "
+                    f"{int(self.gates[0].origin)}, as fit_gates_ or assign_(origin=) had it: give times=, or fit the "
+                    f"gates to torch.arange(L)",
+                    stacklevel=_OF_CALLER,
+                )
+            return
+        square = stamps.dim() == 2 and stamps.shape[0] == stamps.shape[1]
+        if (
+            square
+            and lengths is None
+            and "layout" not in said
+            and warn_of_layout(stamps, self.batch_first, _OF_CALLER, sure=True)
+        ):
+            said.add("layout")
+        if stamps.dtype == torch.float32 and "grid" not in said and warn_of_grid(stamps, lengths, _OF_CALLER):
+            said.add("grid")
 
     def _initial_states(self, hx: Any, batch: PaddedBatch) -> list[tuple[Tensor | None, ...]]:
         """Return the states of each layer and direction, each (N, H), or None for zeros."""
@@ -444,11 +472,6 @@ def _convert(cls: type[Any], source: nn.RNNBase, options: dict[str, Any]) -> Any
     )  # fmt: skip
     target._copy_from(source)
     return target
-
-
-def _goes_back(rows: Tensor) -> bool:
-    """Whether times (N, L) go back at a quarter of the steps or more."""
-    return rows.shape[1] > 2 and bool((rows.diff(dim=1) < 0).double().mean() >= 0.25)
 
 
 def _check_proj_size(proj_size: int, hidden_size: int) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from ._checks import LARGEST_INTEGER_TIME, check_size, check_time_dtype
 from ._pushes import Accepted, Events, Held, Plan, each, explanation, native
+from ._time_warnings import warn_of_grid
 
 if TYPE_CHECKING:
     from .layers import PhasedRNN
@@ -182,11 +184,12 @@ class Stream:
 
         Returns:
             "h" and, for an LSTM, "c": (num_layers, S, H); "latest": (S,) the latest time seen in each stream, float64
-            or int64, the lowest value of its dtype where none was seen. `torch.save` and safetensors take it.
+            or int64, the lowest value of its dtype where none was seen; "model": () int64, a fingerprint of the weights
+            and gates. `torch.save` and safetensors take it.
         """
         names = ("h", "c")[: len(self._states)]
         held = dict(zip(names, self._states, strict=True)) | {"latest": self._held.latest}
-        return {name: tensor.clone() for name, tensor in held.items()}
+        return {name: tensor.clone() for name, tensor in held.items()} | {"model": self._current().fingerprint()}
 
     def load_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
         """Go on from what `state_dict` returned, here or in another process.
@@ -196,9 +199,15 @@ class Stream:
 
         Raises:
             ValueError: names, shapes or dtypes that do not fit; nothing is then changed.
+
+        Warns:
+            UserWarning: the weights or gates are not those with which the states came about.
         """
         wanted = self.state_dict()
-        if not isinstance(state_dict, Mapping) or state_dict.keys() != wanted.keys():
+        # A state from before there were fingerprints is of nobody knows which model.
+        own_model = wanted.pop("model")
+        given_model = state_dict.get("model", own_model) if isinstance(state_dict, Mapping) else own_model
+        if not isinstance(state_dict, Mapping) or state_dict.keys() - {"model"} != wanted.keys():
             got = ", ".join(map(str, state_dict)) if isinstance(state_dict, Mapping) else type(state_dict).__name__
             raise ValueError(f"the state should be a dictionary of {', '.join(wanted)}, got: {got}")
         for name, own in wanted.items():
@@ -208,6 +217,12 @@ class Stream:
                 got = f"{given.dtype} {tuple(given.shape)}" if isinstance(given, Tensor) else type(given).__name__
                 allowed = " or ".join(map(str, dtypes))
                 raise ValueError(f"{name} should be {allowed} of shape {tuple(own.shape)}, got {got}")
+        if not torch.equal(torch.as_tensor(given_model).cpu(), own_model):
+            warnings.warn(
+                "the states came about in a model of other weights or gates than this one: load the model's own "
+                "state_dict first, or reset() the streams, unless you have trained it on since",
+                stacklevel=2,
+            )
         with torch.no_grad():
             for own, name in zip(self._states, ("h", "c"), strict=False):
                 own.copy_(state_dict[name])
@@ -307,8 +322,17 @@ class Stream:
         if times.dim() > 1:
             raise ValueError(f"times should be of shape (E,), or a single time, got {tuple(times.shape)}")
         dtype = torch.float64 if times.is_floating_point() else torch.int64
+        said = self.model._said
+        if times.dtype == torch.float32 and "grid" not in said and self._on_a_grid(times):
+            said.add("grid")
         self._require_kind(dtype)
         return _as(dtype, times).reshape(-1) if times.dim() == 0 else _as(dtype, times)
+
+    def _on_a_grid(self, times: Tensor) -> bool:
+        timing = self._current().layers[0].timing
+        opening = (timing.period * timing.ratio_on).median().item()
+        # Seen from a push: its internals lie between.
+        return warn_of_grid(times.reshape(-1), None, 5, opening)
 
     def _require_kind(self, dtype: torch.dtype) -> None:
         """Let the first times decide whether times are integers or floating."""

@@ -219,7 +219,10 @@ def _openness(
     ratio_on = ratio_on.to(phi.dtype)
     k = time_gate(phi, ratio_on, leak=leak, oscillation=oscillation).to(input.dtype)
     # Not where k = 0: at the edge where it opens a unit has a gradient.
-    is_open = phi < ratio_on if leak == 0.0 else torch.ones_like(phi, dtype=torch.bool)
+    is_open = phi < ratio_on
+    if leak != 0.0:
+        # Every unit moves at every step, and what is NaN at a step is so in all derivatives of it.
+        is_open, k = torch.ones_like(is_open), k + (0.0 * ratio_on).to(k.dtype)
     if lengths is not None:
         valid = _valid(input, lengths).unsqueeze(-1)
         k, is_open = torch.where(valid, k, torch.zeros_like(k)), is_open & valid
