@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError
-from .address_events import require_inside, require_rising
+from .event_cameras import require_inside, require_rising
 from .events import EventBatch
 
 SIDE = 34
