@@ -31,6 +31,7 @@ _DAT_TYPES = {0: "Event2d", 12: "EventCd"}
 _DAT_EVENT_BYTES = 8
 _COORDINATE_BITS = 14
 _TIME_BITS = 32
+_LATEST = 1_000_000
 
 
 def address_events(
@@ -178,14 +179,19 @@ def _dat_header(path: Path, content: bytearray) -> tuple[int, tuple[int, int] | 
 
 
 def _counted_on(counts: Tensor) -> Tensor:
-    """Times (L,) of a counter of 32 bits that begins again; those of late events are put before that."""
-    half, period = 1 << _TIME_BITS - 1, 1 << _TIME_BITS
+    """Times (L,) of a counter of 32 bits that begins again, some of them a little late."""
+    period = 1 << _TIME_BITS
     steps = counts.diff(prepend=counts[:1])
-    rounds = ((steps < -half).long() - (steps > half).long()).cumsum(0)
-    # A rise by more than half, before the counter began again for the first time, is a pause.
-    if bool((rounds < 0).any()):
-        rounds = (steps < -half).long().cumsum(0)
-    return counts + rounds * period
+    # A rise by nearly the whole is an event of before the counter began again; a smaller one, a pause.
+    jumps = ((steps < -(period // 2)) | (steps > period - _LATEST)).nonzero().flatten()
+    rounds, entered = 0, []
+    for rises in steps[jumps].gt(0).tolist():
+        rounds = max(0, rounds - 1) if rises else rounds + 1
+        entered.append(rounds)
+    if not any(entered):
+        return counts
+    lengths = torch.cat([jumps, torch.tensor([len(counts)])]).diff(prepend=torch.tensor([0]))
+    return counts + torch.tensor([0, *entered]).repeat_interleave(lengths) * period
 
 
 def _times(time: Any, field: str, name: str) -> Any:
