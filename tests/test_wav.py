@@ -66,8 +66,19 @@ def by_wave(content: bytes) -> list[list[float]]:
         riff(chunk(b"fmt ", form(block=0)), chunk(b"data", DATA)),
         # A frame that is cut short, as the chunk's own size says.
         riff(chunk(b"fmt ", form()), chunk(b"data", DATA + b"\1\2")),
+        riff(chunk(b"fmt ", form()), chunk(b"data", DATA, len(DATA) + 2)),
     ],
-    ids=["extensible", "18 bytes", "chunks before", "chunks behind", "rest", "no size", "no block", "part of a frame"],
+    ids=[
+        "extensible",
+        "18 bytes",
+        "chunks before",
+        "chunks behind",
+        "rest",
+        "no size",
+        "no block",
+        "part of a frame",
+        "promised",
+    ],
 )
 def test_headers_that_mean_the_same(content: bytes) -> None:
     assert frames(content) == by_wave(PLAIN)
@@ -79,7 +90,7 @@ def test_sizes_of_64_bits(name: bytes) -> None:
     content = riff(sizes, chunk(b"fmt ", form()), chunk(b"data", DATA, 0xFFFFFFFF), chunk(b"LIST", b"INFO"), name=name)
     assert frames(content) == by_wave(PLAIN)
     sizes = chunk(b"ds64", struct.pack("<QQQI", 0, 1 << 40, 1, 0))
-    with pytest.raises(DataError, match="promises 1099511627776: truncated"):
+    with pytest.raises(DataError, match="promises 1099511627772: truncated"):
         frames(riff(sizes, chunk(b"fmt ", form()), chunk(b"data", DATA, 0xFFFFFFFF), name=name))
 
 

@@ -60,17 +60,18 @@ def parse(content: bytes, place: str) -> Sound:
                 raise DataError(f"{place} cannot be read as WAV: its samples come before their format; {_CONVERT}")
             channels, rate, width = form
             promised = whole_size if size == _UNKNOWN and whole_size is not None else size
-            expected = _expected(promised, content, start)
-            data = memoryview(content)[start : start + expected]
-            if len(data) < expected:
+            promised = _expected(promised, content, start)
+            # A last frame that is cut short, as the header itself says, is none.
+            promised -= promised % (channels * width)
+            data = memoryview(content)[start : start + promised]
+            if len(data) < promised:
                 raise DataError(
-                    f"{place} holds {len(data)} bytes of sound, its header promises {expected}: truncated; "
+                    f"{place} holds {len(data)} bytes of sound, its header promises {promised}: truncated; "
                     f"fetch it again"
                 )
-            kept = len(data) - len(data) % (channels * width)
-            if not kept:
+            if not promised:
                 raise DataError(f"{place} holds no sound")
-            return Sound(channels, rate, width, data[:kept])
+            return Sound(channels, rate, width, data)
     raise DataError(f"{place} cannot be read as WAV: it ends before its samples: truncated; fetch it again")
 
 
