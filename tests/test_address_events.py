@@ -125,6 +125,7 @@ def test_late_events_can_be_sorted_within_their_recording() -> None:
         ({"t": np.array([1 << 63], np.uint64)}, "'t' has 9223372036854775808, beyond"),
         ({"t": np.array([1 << 63], ">u8")}, "'t' has 9223372036854775808, beyond"),
         ({"x": np.array([1 << 63], ">u8")}, "'x' has 9223372036854775808, beyond"),
+        ({"t": np.array([(1 << 62) + 1])}, "times 't' reach 4611686018427387905, expected at most 2\\*\\*62"),
         ({"p": np.array([255], np.uint8)}, "polarity 255"),
         ({"p": np.ma.masked_array([1], [True])}, "'p' has masked entries"),
         ({"t": np.array([1], "datetime64[us]")}, r"got datetime64\[us\]: give numbers, such as"),

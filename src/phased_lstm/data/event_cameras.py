@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from .._checks import LARGEST_INTEGER_TIME
 from ..errors import DataError, missing_extra
 from ._reading import read_bytes
 from .events import EventBatch
@@ -197,8 +198,6 @@ def _counted_on(counts: Tensor) -> Tensor:
 def _times(time: Any, field: str, name: str) -> Any:
     import numpy as np
 
-    if not len(time):
-        return np.zeros(0, np.float64 if time.dtype.kind == "f" else np.int64)
     if time.dtype.kind not in "iuf":
         advice = ": give numbers, such as .astype('datetime64[us]').astype('int64')" if time.dtype.kind in "mM" else ""
         raise DataError(f"{name}: times {field!r} should be integers or floats, got {time.dtype}{advice}")
@@ -207,6 +206,8 @@ def _times(time: Any, field: str, name: str) -> Any:
     wide = time.astype(np.float64 if time.dtype.kind == "f" else np.int64)
     if time.dtype.itemsize > wide.dtype.itemsize and (wide != time).any():
         raise DataError(f"{name}: times {field!r} are {time.dtype}, and more exact than float64: round them first")
+    if wide.dtype.kind == "i" and (far := (wide < -LARGEST_INTEGER_TIME) | (wide > LARGEST_INTEGER_TIME)).any():
+        raise DataError(f"{name}: times {field!r} reach {wide[far][0]}, expected at most 2**62: count from later on")
     bits = 8 * time.dtype.itemsize
     if time.dtype.kind in "iu" and bits in (16, 32):
         # Sorting would put what came after that first. No event is late by half of what a counter holds.
@@ -251,8 +252,10 @@ def _field(recording: Any, field: str, name: str) -> Any:
         raise DataError(f"{name}: {field!r} should be an array of numbers (L,): {error}") from error
     if values.ndim != 1:
         raise DataError(f"{name}: {field!r} should be of shape (L,), got {values.shape}")
+    if not len(values):
+        return np.zeros(0, np.float64 if values.dtype.kind == "f" else np.int64)
     # Any byte order has this kind.
-    if values.dtype.kind == "u" and len(values) and values.max() > np.iinfo(np.int64).max:
+    if values.dtype.kind == "u" and values.max() > np.iinfo(np.int64).max:
         raise DataError(f"{name}: {field!r} has {values.max()}, beyond what 64 bits with a sign hold")
     return values
 
