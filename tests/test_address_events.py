@@ -123,7 +123,15 @@ def test_late_events_can_be_sorted_within_their_recording() -> None:
         ({"x": np.array([1 << 15])}, "x = 32768, y = 3, expected 0 to 32767"),
         ({"p": np.array([3])}, "polarity 3"),
         ({"t": np.array([1 << 63], np.uint64)}, "'t' has 9223372036854775808, beyond"),
+        ({"t": np.array([1 << 63], ">u8")}, "'t' has 9223372036854775808, beyond"),
+        ({"x": np.array([1 << 63], ">u8")}, "'x' has 9223372036854775808, beyond"),
+        ({"t": np.array([(1 << 62) + 1])}, "times 't' reach 4611686018427387905, expected at most 2\\*\\*62"),
+        ({"p": np.array([255], np.uint8)}, "polarity 255"),
         ({"p": np.ma.masked_array([1], [True])}, "'p' has masked entries"),
+        ({"t": np.array([1], "datetime64[us]")}, r"got datetime64\[us\]: give numbers, such as"),
+        ({"t": np.array([1], object)}, "times 't' should be integers or floats, got object"),
+        ({"t": [[1], [1, 2]]}, r"'t' should be an array of numbers \(L,\)"),
+        ({"t": torch.ones(1, dtype=torch.bfloat16)}, "'t' should be an array of numbers"),
     ],
 )
 def test_bad_arrays_are_named(changes: dict[str, Any], message: str) -> None:
@@ -144,6 +152,87 @@ def test_zero_is_no_polarity_where_some_are_minus_one() -> None:
     recording = {"x": np.zeros(3, int), "t": np.arange(3), "p": np.array([-1, 0, 1])}
     with pytest.raises(DataError, match="polarity 0, expected 0 or 1, or -1 or 1"):
         address_events(recording, fields=("x", None, "t", "p"))
+
+
+def test_a_recording_without_events_has_times_of_no_kind() -> None:
+    whole = {"x": np.array([1, 2]), "t": np.array([0.5, 1.5])}
+    for none in (np.zeros(0), np.zeros(0, np.int64), []):
+        found = address_events([{"x": none, "t": none}, whole, {"x": none, "t": none}], fields=("x", None, "t", None))
+        assert found.times.tolist() == [0.5, 1.5]
+        assert found.lengths.tolist() == [0, 2, 0]
+    assert address_events({"x": [], "t": np.zeros(0)}, fields=("x", None, "t", None)).times.dtype == torch.float64
+
+
+def test_times_are_not_narrowed() -> None:
+    wide = np.array([1, 1 << 53], np.longdouble)
+    recording = {"x": [1, 2], "t": wide}
+    assert address_events(recording, fields=("x", None, "t", None)).times.tolist() == [1.0, 2.0**53]
+    if np.finfo(np.longdouble).nmant > 52:
+        with pytest.raises(DataError, match=r"recordings\[0\]: times 't' are .*, and more exact than float64: round"):
+            address_events(recording | {"t": wide + 1}, fields=("x", None, "t", None))
+
+
+class Frame:
+    """What a DataFrame is here: it has keys, columns and rows, and is no Mapping."""
+
+    def __init__(self, columns: dict[str, Any]) -> None:
+        self.columns = columns
+
+    def keys(self) -> list[str]:
+        return list(self.columns)
+
+    def __getitem__(self, name: str) -> Any:
+        return self.columns[name]
+
+
+def test_arrays_of_any_layout() -> None:
+    events = structured(EVENTS)
+    shuffled = np.array(
+        [(p, t, y, x) for t, x, y, p in events.tolist()], [("p", "i1"), ("t", ">u8"), ("y", ">u2"), ("x", ">i4")]
+    )
+    shuffled.flags.writeable = False
+    strided = {name: np.stack([events[name], events[name]], axis=1)[:, 0] for name in ("x", "y", "t", "p")}
+    lists = {name: events[name].tolist() for name in ("x", "y", "t", "p")}
+    masked = np.ma.masked_array(events, mask=False)
+    for form in (shuffled, strided, lists, Frame(strided), masked, events.view(np.recarray), events[::-1][::-1]):
+        assert listed(address_events(form)) == EVENTS
+    assert listed(address_events({"x": [1, 2], "t": [-5, -5]}, fields=("x", None, "t", None))) == [
+        (1, 0, 0, -5),
+        (2, 0, 0, -5),
+    ]
+
+
+@pytest.mark.parametrize(("kind", "bits"), [(np.uint32, 32), (np.int32, 32), (np.uint16, 16)])
+def test_a_counter_that_began_again_is_not_sorted(kind: Any, bits: int) -> None:
+    counts = np.arange(4, dtype=np.int64) + np.iinfo(kind).max - 1
+    recording = {"x": np.arange(4), "t": counts.astype(kind)}
+    advice = rf"a counter of {bits} bits that began again; count on first, with numpy.unwrap"
+    with pytest.raises(DataError, match=rf"recordings\[0\]: times 't' go back from {counts[1]} to .*{advice}"):
+        address_events(recording, fields=("x", None, "t", None), late="sort")
+    unwrapped = np.unwrap(recording["t"].astype("int64"), period=2**bits)
+    assert address_events(recording | {"t": unwrapped}, fields=("x", None, "t", None)).times.tolist() == counts.tolist()
+
+
+def test_the_time_of_dat_files_is_counted_on(tmp_path: Path) -> None:
+    period = 1 << 32
+    # Two rounds of the counter, with an event that came late over the first end, and a pause of more than half of one.
+    times = [5, period - 2, period + 3, period - 1, period + 4, 2 * period - 5_000_000, 2 * period + 1]
+    path = write(tmp_path / "a.dat", dat([(index, 0, 1, time % period) for index, time in enumerate(times)]))
+    with pytest.raises(DataError, match=rf"a\.dat goes back in time, from {period + 3} to {period - 1}"):
+        read_dat(path)
+    assert read_dat([path, path], late="sort").times.tolist() == 2 * sorted(times)
+    rising = write(tmp_path / "b.dat", dat([(0, 0, 1, time % period) for time in sorted(times)]))
+    assert read_dat([rising, path], late="sort").times.tolist() == 2 * sorted(times)
+    assert read_dat(rising).times.tolist() == sorted(times)
+
+
+def test_sensor_sizes_of_numpy() -> None:
+    size = np.array([640, 480])
+    assert address_events(structured(EVENTS), sensor_size=tuple(size)).equal(address_events(structured(EVENTS)))
+    with pytest.raises(DataError, match="expected 0 to 9"):
+        address_events(structured(EVENTS), sensor_size=(np.int64(10), np.uint8(10)))
+    with pytest.raises(ValueError, match="two integers from 1 to 32768, got \\(\\)"):
+        address_events(structured(EVENTS), sensor_size=())  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("size", [34, (0, 0), ("34", "34"), (1 << 16, 4), (3, 4, 5)])

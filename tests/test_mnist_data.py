@@ -136,6 +136,14 @@ def test_a_damaged_download_is_refused_and_leaves_nothing(mirror: Path, tmp_path
     assert list((tmp_path / "cache" / "phased_lstm" / "mnist").iterdir()) == []
 
 
+def test_a_mirror_that_tells_no_length(mirror: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    send = _QuietHandler.send_header
+    monkeypatch.setattr(
+        _QuietHandler, "send_header", lambda self, name, value: send(self, name, "?" if "Length" in name else value)
+    )
+    assert mnist.load("mnist", progress=False).train_labels.tolist() == [7, 0, 9]
+
+
 def test_the_published_checksums_are_whole() -> None:
     assert [len(bytes.fromhex(value)) for value in mnist._CHECKSUMS.values()] == [32] * 4
 

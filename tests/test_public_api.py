@@ -152,6 +152,8 @@ BELOW_LAYERS = {"_checks", "_parametrisation", "gate", "ops", "functional", "_ba
 # What each module may import of the package, whole subpackages included.
 ALLOWED: dict[str, set[str]] = {
     "_checks.py": set(),
+    "_lazy.py": set(),
+    "_registration.py": set(),
     "_parametrisation.py": {"_checks"},
     "_time_warnings.py": {"_checks"},
     "gate.py": {"_checks", "_parametrisation"},

@@ -285,7 +285,19 @@ def test_ts(tmp_path: Path) -> None:
         ("6:7:up", "6:up", "line 8 should have 2 channels"),
         ("6:7:up", "6:x:up", "line 8: could not convert"),
         ("@data", "", "a line '@data'"),
-        ("true up down", "false", "'@classLabel true'"),
+        ("true up down", "false", "has no classes, expected a line '@classLabel true'"),
+        ("@classLabel true up down", "@targetLabel true", "has a target for regression"),
+        ("true up down", "true", "the classes in its line '@classLabel true'"),
+        ("true up down", "true up down up", "names a class twice .* up down up"),
+        ("@dimensions 2", "@univariate true", "line 7 should have 1 channels"),
+        ("@dimensions 2", "@dimensions 0", "number after @dimensions, got '0'"),
+        ("@dimensions 2", "@dimensions ²", "number after @dimensions, got '²'"),
+        ("@dimensions 2", f"@dimensions {'9' * 5000}", "number after @dimensions, got '999"),
+        ("1,2,3", "1,2,inf", "line 7: inf is infinite, or more than float32 holds"),
+        ("1,2,3", "1,2,3e38,-1e39", "line 7: -1e39 is infinite, or more"),
+        ("1,2,3", "1,2,3_0", "line 7: could not convert string to float: '3_0'"),
+        ("1,2,3", "1,,3", "line 7: could not convert string to float: ''"),
+        (TS, "", "'@data'"),
         ("@timeStamps false", "@timeStamps true", "has time stamps"),
         ("@dimensions 2", "@dimensions two", "number after @dimensions, got 'two'"),
         ("1,2,3:4,5,?:down\n6:7:up\n", "", "holds no series"),
@@ -295,6 +307,50 @@ def test_bad_ts_files_are_named(tmp_path: Path, old: str, new: str, message: str
     path = tmp_path / "t.ts"
     path.write_text(TS.replace(old, new))
     with pytest.raises(DataError, match=rf"t\.ts.*{message}"):
+        read_ts(path)
+
+
+HEADS = {
+    "no number of channels": TS.replace("@dimensions 2\n", ""),
+    "univariate false": TS.replace("@dimensions 2", "@univariate false"),
+    "singular": TS.replace("@dimensions 2", "@Dimension\t02 "),
+    "more entries": TS.replace(
+        "@data", "@missing true\n@univariate false\n@equalLength false\n@targetlabel false\n@data"
+    ),
+    "little": "@CLASSLABEL TRUE up down\n  @DATA \n1,2,3:4,5,?:down\n6:7:up",
+    "spaces": TS.replace("1,2,3:4,5,?:down", "\t1, 2 ,3 : 4,5, ? : down "),
+    "comments": TS.replace("1,2,3", "\n# 1,2:3\n\n1,2,3") + "\n\n#",
+    "NaN": TS.replace("?", "NaN"),
+    "a mark and other ends": "\ufeff" + TS.replace("\n", "\r\n"),
+}
+
+
+@pytest.mark.parametrize("text", HEADS.values(), ids=HEADS)
+def test_ts_headers_that_mean_the_same(tmp_path: Path, text: str) -> None:
+    first, other = tmp_path / "a.ts", tmp_path / "b.ts"
+    first.write_text(TS)
+    other.write_bytes(text.encode())
+    wanted, found = read_ts(first), read_ts(other)
+    torch.testing.assert_close(found.data.events.values, wanted.data.events.values, equal_nan=True, rtol=0, atol=0)
+    assert found.data.lengths.tolist() == wanted.data.lengths.tolist() == [3, 1]
+    assert (found.classes, found.data.labels.tolist()) == (("up", "down"), [1, 0])
+
+
+def test_ts_comments_in_another_encoding_and_data_in_utf16(tmp_path: Path) -> None:
+    path = tmp_path / "t.ts"
+    path.write_bytes(TS.replace("#about", "# Müller").encode("latin-1"))
+    assert len(read_ts(path).data) == 2
+    path.write_bytes(TS.encode("utf-16"))
+    assert len(read_ts(path).data) == 2
+    path.write_bytes(TS.replace("6:7:up", "6:7°:up").encode("latin-1"))
+    with pytest.raises(DataError, match=r"t\.ts, line 8: byte 0xb0 is not of UTF-8 text: save it as UTF-8"):
+        read_ts(path)
+
+
+def test_the_first_series_tells_the_number_of_channels(tmp_path: Path) -> None:
+    path = tmp_path / "t.ts"
+    path.write_text(TS.replace("@dimensions 2\n", "").replace("6:7:up", "6:7:8:up"))
+    with pytest.raises(DataError, match=r"line 7 should have 2 channels .*got lengths \[1, 1, 1\]"):
         read_ts(path)
 
 

@@ -1,12 +1,15 @@
 """Phased LSTM and Phased GRU: recurrent layers with a rhythmic time gate, for PyTorch.
 
-Names are imported when first used, so that commands which need no tensors start at once.
+Names are imported when first used, so that commands which need no tensors start at once. The operators of
+`torch.ops.phased_lstm` are there as soon as both this package and torch are imported, in any order.
 """
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ._lazy import importer
+from ._registration import register_operators
 
 if TYPE_CHECKING:
     from . import functional as functional
@@ -39,15 +42,11 @@ _HOME = {
 __all__ = ["__version__", "functional", *_HOME]
 
 
-def __getattr__(name: str) -> Any:
-    if name == "functional":
-        return importlib.import_module(".functional", __name__)
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOME[name], __name__), name)
-    globals()[name] = value
-    return value
+__getattr__ = importer(__name__, _HOME)
 
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+register_operators()

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from .._lazy import importer
 
 if TYPE_CHECKING:
-    from .address_events import address_events as address_events
-    from .address_events import read_dat as read_dat
     from .encoders import AddressEncoder as AddressEncoder
     from .encoders import Standardizer as Standardizer
     from .encoders import TokenEncoder as TokenEncoder
     from .encoders import ValuesAndMask as ValuesAndMask
     from .encoders import event_tokens as event_tokens
     from .encoders import last_measured as last_measured
+    from .event_cameras import address_events as address_events
+    from .event_cameras import read_dat as read_dat
     from .events import EventBatch as EventBatch
     from .inputs import as_events as as_events
     from .inputs import with_queries as with_queries
@@ -43,13 +44,13 @@ _HOME = {
     "TableFormat": ".tables",
     "TokenEncoder": ".encoders",
     "ValuesAndMask": ".encoders",
-    "address_events": ".address_events",
+    "address_events": ".event_cameras",
     "as_events": ".inputs",
     "collate": ".loading",
     "event_tokens": ".encoders",
     "iter_sequences": ".tables",
     "last_measured": ".encoders",
-    "read_dat": ".address_events",
+    "read_dat": ".event_cameras",
     "read_labels": ".labels",
     "read_table": ".tables",
     "scan_channels": ".tables",
@@ -59,12 +60,7 @@ _HOME = {
 __all__ = [*_HOME]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOME[name], __name__), name)
-    globals()[name] = value
-    return value
+__getattr__ = importer(__name__, _HOME)
 
 
 def __dir__() -> list[str]:

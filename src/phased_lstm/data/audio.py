@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import io
-import lzma
+import itertools
+import os
 import re
-import tarfile
-import wave
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -15,6 +14,8 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError
+from ._reading import files_in, read_bytes, reading, tar_files
+from ._riff import parse
 from .events import EventBatch
 from .files import file_in, require_folder, verify
 from .loading import EventDataset
@@ -55,7 +56,9 @@ class SpokenDigits(NamedTuple):
 
 
 def read_wav(file: str | Path | BinaryIO, name: str | None = None) -> tuple[Tensor, int]:
-    """Read a WAV file of 8, 16, 24 or 32-bit integer samples.
+    """Read a WAV file of 8, 16, 24 or 32-bit integer samples, with a plain or extensible header, RF64 included.
+
+    A file that was written into a pipe, and does not tell its length, is read to its end.
 
     Args:
         file: path, or an open binary file.
@@ -68,25 +71,19 @@ def read_wav(file: str | Path | BinaryIO, name: str | None = None) -> tuple[Tens
         DataError: the file is missing, truncated or no such WAV file.
     """
     place = name or str(file)
-    try:
-        with wave.open(str(file) if isinstance(file, Path) else file, "rb") as sound:
-            channels, width, rate, count = sound.getparams()[:4]
-            data = sound.readframes(count)
-    except (wave.Error, EOFError, OSError) as error:
-        raise DataError(f"{place} cannot be read as WAV with integer samples: {error}") from error
-    if len(data) != count * channels * width:
-        raise DataError(f"{place} holds {len(data)} bytes of sound, its header promises {count * channels * width}")
-    return _samples(data, width, place).reshape(-1, channels), rate
+    if isinstance(file, (str, os.PathLike)):
+        content = read_bytes(Path(file))
+    else:
+        with reading(place):
+            content = bytes(file.read())
+    sound = parse(content, place)
+    return _samples(sound.data, sound.width).reshape(-1, sound.channels), sound.rate
 
 
-def _samples(data: bytes, width: int, place: str) -> Tensor:
-    if not data:
-        raise DataError(f"{place} holds no sound")
+def _samples(data: memoryview, width: int) -> Tensor:
     raw = torch.frombuffer(bytearray(data), dtype=torch.uint8)
     if width == 1:
         return (raw.float() - 128) / 128
-    if width not in (2, 3, 4):
-        raise DataError(f"{place} has samples of {8 * width} bits, expected 8, 16, 24 or 32")
     # Little-endian bytes at the top of an int32, whose sign is then that of the sample.
     parts = raw.reshape(-1, width).to(torch.int32)
     whole = torch.zeros(len(parts), dtype=torch.int32)
@@ -96,7 +93,7 @@ def _samples(data: bytes, width: int, place: str) -> Tensor:
 
 
 def read_wav_folder(folder: str | Path, label: Callable[[Path], str] | None = None) -> Recordings:
-    """Read all .wav files of a folder and its subfolders, in order of their paths.
+    """Read all .wav files of a folder and its subfolders, in order of their paths; hidden ones are left out.
 
     Args:
         folder: where they are.
@@ -106,7 +103,7 @@ def read_wav_folder(folder: str | Path, label: Callable[[Path], str] | None = No
         DataError: there are no files, one cannot be read, they differ in rate or channels, or all are of one class.
     """
     root = Path(folder)
-    paths = sorted(path for path in root.rglob("*") if path.suffix.lower() == ".wav")
+    paths = files_in(root, ".wav", below=True)
     if not paths:
         raise DataError(f"{folder} has no .wav files")
     chosen = label or (lambda path: path.parent.name)
@@ -143,11 +140,14 @@ def load_spoken_digits(data_dir: str | Path | None = None, *, verify_checksums: 
     folder = require_folder("fsdd", [_FSDD_FILES], data_dir, _FSDD_ORIGIN)
     source = file_in(folder, _FSDD_FILES)
     if source.is_dir():
-        found = [(path.name, *read_wav(path)) for path in sorted(source.glob("*.wav"))]
+        found = [(path.name, *read_wav(path)) for path in files_in(source, ".wav")]
     else:
         if verify_checksums:
             verify(source, _FSDD_ARCHIVE)
-        found = _from_archive(source)
+        sounds = sorted((name.name, content) for name, content in tar_files(source, ".wav"))
+        found = [(name, *read_wav(io.BytesIO(content), f"{source}: {name}")) for name, content in sounds]
+        if twice := next((one[0] for one, other in itertools.pairwise(found) if one[0] == other[0]), None):
+            raise DataError(f"{source} has {twice} twice: fetch it again")
     parts: tuple[list[tuple[str, Tensor, int, str]], ...] = ([], [])
     for name, sound, rate in found:
         match = re.fullmatch(r"(\d)_[a-z]+_(\d+)\.wav", name)
@@ -158,17 +158,3 @@ def load_spoken_digits(data_dir: str | Path | None = None, *, verify_checksums: 
         if not part:
             raise DataError(f"{source} has no {kind} recordings")
     return SpokenDigits(*(_recordings(str(source), part) for part in parts))
-
-
-def _from_archive(path: Path) -> list[tuple[str, Tensor, int]]:
-    found = []
-    try:
-        with tarfile.open(path, "r:xz") as tar:
-            for member in tar:
-                file = tar.extractfile(member) if member.name.endswith(".wav") else None
-                if file is not None:
-                    name = Path(member.name).name
-                    found.append((name, *read_wav(io.BytesIO(file.read()), f"{path}: {name}")))
-    except (tarfile.TarError, lzma.LZMAError, EOFError, OSError) as error:
-        raise DataError(f"{path} cannot be read: {error}; it is truncated or damaged: fetch it again") from error
-    return sorted(found, key=lambda entry: entry[0])

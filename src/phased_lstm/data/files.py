@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import http.client
 import os
+import re
 import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -125,7 +126,8 @@ def _fetch(url: str, checksum: str, target: Path, progress: bool) -> None:
     """Download to `target`, which appears only when complete and verified."""
     digest = hashlib.sha256()
     with urllib.request.urlopen(url, timeout=30) as response, replacing(target) as file:
-        size = int(response.headers.get("Content-Length") or 0)
+        length = response.headers.get("Content-Length") or ""
+        size = int(length) if re.fullmatch("[0-9]{1,15}", length) else 0
         with _bar(target.name, size, progress) as bar:
             while block := response.read(1 << 16):
                 file.write(block)

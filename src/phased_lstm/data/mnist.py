@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import struct
-import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError, missing_extra
+from ._reading import read_bytes, reading
 from .files import cache_folder, download, file_in, find_folder
 
 SIDE = 28
@@ -124,10 +124,10 @@ def _mnist_folder(data_dir: str | Path | None, progress: bool) -> Path:
 def _read_idx(folder: Path, name: str) -> Tensor:
     """Read an idx file of images, as (N, pixels), or labels, (N,)."""
     path = file_in(folder, (f"{name}.gz", name))
-    try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path} cannot be read: {error}; delete it and fetch it again") from error
+    data = read_bytes(path)
+    if path.suffix == ".gz":
+        with reading(path, "delete it and fetch it again"):
+            data = gzip.decompress(data)
     magic, rank = (_IDX_IMAGES, 3) if "images" in name else (_IDX_LABELS, 1)
     header = 4 + 4 * rank
     if len(data) < header:

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 import os
-import zipfile
-import zlib
 from collections.abc import Iterable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..errors import DataError
-from .address_events import require_inside, require_rising
+from ._reading import files_in, read_bytes, zip_files
+from .event_cameras import require_inside, require_rising
 from .events import EventBatch
 
 SIDE = 34
 PARTS = ("Train", "Test")
 
+_DIGITS = tuple("0123456789")
 _EVENT_BYTES = 5
 _SOURCE = "https://www.garrickorchard.com/datasets/n-mnist"
 
@@ -58,7 +59,8 @@ def load(name: str, data_dir: str | Path | None = None) -> EventDigits:
     """Load N-MNIST from files of the official format and layout.
 
     In the folder are Train/DIGIT/NUMBER.bin and Test/DIGIT/NUMBER.bin, or zip archives of that layout (Train.zip
-    and Test.zip as published, or one with both), which are read without being unpacked.
+    and Test.zip as published, or one with both), which are read without being unpacked. Hidden files, and what systems
+    leave beside others, are left out.
 
     Args:
         name: "nmnist", the whole set, or "nmnist-small", a subset: the folder in `$PHASED_LSTM_DATA`.
@@ -66,14 +68,14 @@ def load(name: str, data_dir: str | Path | None = None) -> EventDigits:
 
     Raises:
         DataError: an unknown name; nothing there (the message says where the files come from and belong); or a file
-            that is not what it should be, which it names.
+            that is not what it should be or is there twice, which it names.
     """
     if name not in ("nmnist", "nmnist-small"):
         raise DataError(f"data should be nmnist or nmnist-small, got {name!r}; a folder of your own goes by data_dir=")
     folder = _folder(name, data_dir)
     if _unpacked(folder):
         return EventDigits(*(_part(folder, part, _in_folder(folder, part)) for part in PARTS))
-    archives = sorted(folder.glob("*.zip"))
+    archives = files_in(folder, ".zip")
     parts = {part: [file for archive in archives for file in _in_archive(archive, part)] for part in PARTS}
     return EventDigits(*(_part(folder, part, files) for part, files in parts.items()))
 
@@ -114,7 +116,7 @@ def _folder(name: str, data_dir: str | Path | None) -> Path:
     if data_dir is None and not root:
         raise DataError(_how_to_get(name, "PHASED_LSTM_DATA is not set"))
     folder = Path(data_dir) if data_dir is not None else Path(str(root)) / name
-    if not _unpacked(folder) and not any(folder.glob("*.zip")):
+    if not _unpacked(folder) and not files_in(folder, ".zip"):
         raise DataError(_how_to_get(name, f"{folder} has neither Train/ and Test/ nor a zip archive of them"))
     return folder
 
@@ -141,6 +143,9 @@ def _part(folder: Path, part: str, files: Iterable[_File]) -> Recordings:
     found = sorted(files)
     if not found:
         raise DataError(f"{folder} has no recordings {part}/DIGIT/NUMBER.bin")
+    for one, other in itertools.pairwise(found):
+        if one.key == other.key:
+            raise DataError(f"{one.name} and {other.name} are one recording: leave one of them out")
     # Joined here and not while reading, so that the recordings come in the order of their names.
     data = bytearray().join(file.data for file in found)
     sizes = [len(file.data) for file in found]
@@ -148,20 +153,15 @@ def _part(folder: Path, part: str, files: Iterable[_File]) -> Recordings:
 
 
 def _in_folder(folder: Path, part: str) -> Iterator[_File]:
-    for path in (folder / part).glob("[0-9]/*.bin"):
-        try:
-            yield _File((path.name, path.parent.name), str(path), path.read_bytes())
-        except OSError as error:
-            raise DataError(f"{path} cannot be read: {error}") from error
+    for digit in _DIGITS:
+        for path in files_in(folder / part / digit, ".bin"):
+            yield _File((path.name, digit), str(path), read_bytes(path))
 
 
 def _in_archive(archive: Path, part: str) -> Iterator[_File]:
-    try:
-        with zipfile.ZipFile(archive) as opened:
-            for info in opened.infolist():
-                # An archive may hold the folders inside one of its own.
-                *_, folder, digit, name = ("", "", *info.filename.split("/"))
-                if folder == part and len(digit) == 1 and digit in "0123456789" and name.endswith(".bin"):
-                    yield _File((name, digit), f"{archive}: {info.filename}", opened.read(info))
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
-        raise DataError(f"{archive} cannot be read: {error}; fetch it again") from error
+    def wanted(name: PurePosixPath) -> bool:
+        # An archive may hold the folders inside one of its own.
+        return name.suffix.lower() == ".bin" and name.parts[-3:-2] == (part,) and name.parts[-2] in _DIGITS
+
+    for name, data in zip_files(archive, wanted):
+        yield _File((name.name, name.parts[-2]), f"{archive}: {name}", data)

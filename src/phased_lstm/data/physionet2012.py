@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import csv
-import io
-import math
-import tarfile
-import zlib
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError
+from ._reading import files_in, parse_number, read_bytes, reading, tar_files, text_lines
 from .events import EventBatch
 from .files import Names, file_in, require_folder, verify
 
@@ -29,6 +27,7 @@ OUTCOMES = ("SAPS-I", "SOFA", "Length_of_stay", "Survival", "In-hospital_death")
 ORIGIN = "https://physionet.org/content/challenge-2012/1.0.0/"
 
 _UNKNOWN = -1.0
+_LARGEST = torch.finfo(torch.float32).max
 # The archives are packed anew by whoever passes them on; the outcomes are one file everywhere.
 _CHECKSUMS = {
     "Outcomes-a.txt": "2613ea60ccda29f87571a7d6b09ad130858a8ccd66325bd073365925026883c2",
@@ -99,8 +98,8 @@ def _load_set(folder: Path, name: str, verify_checksums: bool) -> Stays:
     outcomes = _read_outcomes(outcomes_path)
     archive = file_in(folder, (f"set-{name}.tar.gz", f"set-{name}"))
     reader = _StayReader()
-    for path, text in _texts(archive):
-        reader.add(f"{archive}: {path}", path, text)
+    for path, content in _texts(archive):
+        reader.add(f"{archive}: {path}", path, content)
     if missing := outcomes.keys() - set(reader.ids):
         raise DataError(f"{archive} has no stay {min(missing)}, for which {outcomes_path} has an outcome")
     if missing := set(reader.ids) - outcomes.keys():
@@ -110,38 +109,39 @@ def _load_set(folder: Path, name: str, verify_checksums: bool) -> Stays:
     return Stays(tuple(reader.ids), events, static, table, table[:, OUTCOMES.index("In-hospital_death")])
 
 
-def _texts(archive: Path) -> Iterator[tuple[str, str]]:
+def _texts(archive: Path) -> Iterator[tuple[str, bytes]]:
     """The stays of an archive or folder, in order of RecordID."""
     if archive.is_dir():
-        for path in sorted(archive.glob("*.txt")):
-            yield path.name, path.read_text("ascii")
-        return
-    try:
-        with tarfile.open(archive, "r:gz") as tar:
-            members = [(Path(member.name).name, tar.extractfile(member)) for member in tar if member.isfile()]
-            for name, file in sorted(members, key=lambda member: member[0]):
-                if name.endswith(".txt") and file is not None:
-                    yield name, file.read().decode("ascii")
-    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-        raise DataError(f"{archive} cannot be read: {error}; it is truncated or damaged: fetch it again") from error
+        for path in files_in(archive, ".txt"):
+            yield path.name, read_bytes(path)
+    else:
+        yield from sorted((path.name, content) for path, content in tar_files(archive, ".txt"))
 
 
 def _read_outcomes(path: Path) -> dict[str, list[int]]:
     found: dict[str, list[int]] = {}
-    rows = csv.DictReader(io.StringIO(path.read_text("ascii")))
+    rows = csv.DictReader(text_lines(read_bytes(path), path))
+    with reading(path, "it is damaged: fetch it again"):
+        table = list(rows)
     if not {"RecordID", *OUTCOMES} <= set(rows.fieldnames or ()):
         raise DataError(f"{path} should have the columns RecordID, {', '.join(OUTCOMES)}, got {rows.fieldnames}")
-    for number, row in enumerate(rows, start=1):
+    for place, row in enumerate(table, start=1):
         try:
-            values = [int(row[name]) for name in OUTCOMES]
+            values = [_integer(row[name]) for name in OUTCOMES]
         except (ValueError, TypeError) as error:
-            raise DataError(f"{path}, row {number}: {row} should hold integers") from error
+            raise DataError(f"{path}, row {place}: {row} should hold integers") from error
         if row["RecordID"] in found:
-            raise DataError(f"{path}, row {number}: RecordID {row['RecordID']} occurs a second time")
+            raise DataError(f"{path}, row {place}: RecordID {row['RecordID']} occurs a second time")
         if values[-1] not in (0, 1):
-            raise DataError(f"{path}, row {number}: {OUTCOMES[-1]} should be 0 or 1, got {values[-1]}")
+            raise DataError(f"{path}, row {place}: {OUTCOMES[-1]} should be 0 or 1, got {values[-1]}")
         found[row["RecordID"]] = values
     return found
+
+
+def _integer(entry: str) -> int:
+    if not re.fullmatch(r"\s*[+-]?[0-9]{1,18}\s*", entry):
+        raise ValueError(entry)
+    return int(entry)
 
 
 class _StayReader:
@@ -149,6 +149,7 @@ class _StayReader:
 
     def __init__(self) -> None:
         self.ids: list[str] = []
+        self._taken: set[str] = set()
         self._static: list[list[float]] = []
         self._counts: list[int] = []
         self._minutes: list[int] = []
@@ -157,22 +158,24 @@ class _StayReader:
         self._codes = {name: code for code, name in enumerate(CHANNELS)}
         self._clock = {f"{hour:02}:{minute:02}": 60 * hour + minute for hour in range(100) for minute in range(60)}
 
-    def add(self, place: str, name: str, text: str) -> None:
-        """Take in the text of one stay."""
-        header, *lines = text.splitlines() or [""]
+    def add(self, place: str, name: str, content: bytes) -> None:
+        """Take in the file of one stay."""
+        header, *lines = text_lines(content, place) or [""]
         if header.strip() != "Time,Parameter,Value":
             raise DataError(f"{place} should begin with Time,Parameter,Value, got {header[:80]!r}")
         descriptors: dict[str, float] = {}
         record = None
         before = len(self._values)
-        for number, line in enumerate(lines, start=1):
+        for row, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
             try:
                 time, channel, entry = line.split(",")
-                minute, value = self._clock[time], float(entry)
-                if not math.isfinite(value):
+                minute, value = self._clock[time], parse_number(entry)
+                if not abs(value) <= _LARGEST:
                     raise ValueError(entry)
             except (ValueError, KeyError) as error:
-                raise DataError(f"{place}, row {number} should be hh:mm,name,finite number, got {line!r}") from error
+                raise DataError(f"{place}, row {row} should be hh:mm,name,finite number, got {line[:80]!r}") from error
             if channel == "RecordID":
                 record = entry
                 continue
@@ -184,9 +187,12 @@ class _StayReader:
                     self._channels.append(self._codes[channel])
                     self._values.append(value)
             elif channel not in DESCRIPTORS and channel:
-                raise DataError(f"{place}, row {number}: {channel!r} is none of the variables of this data set")
-        if record is None or f"{record}.txt" != name:
-            raise DataError(f"{place} has the RecordID {record}, expected {name.removesuffix('.txt')}")
+                raise DataError(f"{place}, row {row}: {channel!r} is none of the variables of this data set")
+        if record is None or record != Path(name).stem:
+            raise DataError(f"{place} has the RecordID {record}, expected {Path(name).stem}")
+        if record in self._taken:
+            raise DataError(f"{place} occurs a second time: leave one of them out")
+        self._taken.add(record)
         self.ids.append(record)
         self._static.append([descriptors.get(part, _UNKNOWN) for part in DESCRIPTORS])
         self._counts.append(len(self._values) - before)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import zipfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError, missing_extra
+from ._reading import read_npz
 
 try:
     import numpy
@@ -69,11 +68,7 @@ def load_rollouts(data_dir: str | Path | None = None) -> list[Tensor]:
             f"walker2d/. --quick needs no data"
         )
     path = folder / _FILE
-    try:
-        with path.open("rb") as file, numpy.load(file) as arrays:
-            rollouts = {name: arrays[name] for name in sorted(arrays.files)}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"{path} cannot be read: {error}; make it again") from error
+    rollouts = read_npz(path, "make it again")
     for name, rollout in rollouts.items():
         if rollout.ndim != 2 or rollout.shape[1] != FEATURES or rollout.dtype != numpy.float32:
             raise DataError(f"{path}: {name} is {rollout.dtype} {rollout.shape}, expected float32 (steps, {FEATURES})")

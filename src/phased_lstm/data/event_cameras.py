@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import operator
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,7 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from .._checks import LARGEST_INTEGER_TIME
 from ..errors import DataError, missing_extra
+from ._reading import read_bytes
 from .events import EventBatch
 
 if TYPE_CHECKING:
@@ -28,6 +31,8 @@ _DAT_VERSION = 2
 _DAT_TYPES = {0: "Event2d", 12: "EventCd"}
 _DAT_EVENT_BYTES = 8
 _COORDINATE_BITS = 14
+_TIME_BITS = 32
+_LATEST = 1_000_000
 
 
 def address_events(
@@ -40,7 +45,8 @@ def address_events(
     """Make a batch of structured arrays of events, as tonic, expelliarmus, aedat and similar libraries return them.
 
     Args:
-        recordings: a structured array (L,), a mapping of names to arrays (L,), or several of either.
+        recordings: a structured array (L,), a mapping of names to arrays (L,) or a table with columns that have these
+            names, or several of them.
         fields: names of column, row, time and polarity, in this order. None for a row or a polarity that there is
             not: it is then 0. Polarities are bool, 0 and 1, or -1 and 1.
         sensor_size: width and height in pixels; None: not known, not checked.
@@ -52,8 +58,8 @@ def address_events(
         int64, or float64 where they are floating.
 
     Raises:
-        DataError: a field that is missing or of another kind, a pixel outside the sensor, another polarity, or times
-            that go back; it names the recording, recordings[n].
+        DataError: a field that is missing or of another kind, a pixel outside the sensor, another polarity, times that
+            go back, or times of a counter of up to 32 bits that began again; it names the recording, recordings[n].
         ValueError: an unknown value of `late`, or not four fields.
         ImportError: numpy is not installed.
     """
@@ -63,21 +69,17 @@ def address_events(
         raise missing_extra("data", "numpy") from error
     if len(fields) != 4 or fields[0] is None or fields[2] is None:
         raise ValueError(f"fields should name column, row, time and polarity, the first and third always; got {fields}")
-    given = [recordings] if isinstance(recordings, (np.ndarray, Mapping)) else list(recordings)
+    given = [recordings] if _is_recording(recordings) else list(recordings)
     if not given:
         raise DataError("there should be at least one recording")
     columns, lengths = [], []
     for number, recording in enumerate(given):
         name = f"recordings[{number}]"
         time = _field(recording, fields[2], name)
-        if time.dtype.kind not in "iuf":
-            raise DataError(f"{name}: times {fields[2]!r} should be integers or floats, got {time.dtype}")
-        if not np.isfinite(time).all():
-            raise DataError(f"{name}: times {fields[2]!r} should be finite")
-        parts = [torch.from_numpy(time.astype(np.float64 if time.dtype.kind == "f" else np.int64))]
+        parts = [torch.from_numpy(_times(time, fields[2], name))]
         for field in (fields[0], fields[1], fields[3]):
             values = np.zeros(len(time), np.int16) if field is None else _field(recording, field, name)
-            if values.dtype.kind not in "iub" or values.shape != time.shape:
+            if (values.dtype.kind not in "iub" and len(values)) or values.shape != time.shape:
                 raise DataError(
                     f"{name}: {field!r} should be {len(time)} integers, as there are times, got {values.dtype} of "
                     f"shape {values.shape}"
@@ -85,13 +87,17 @@ def address_events(
             parts.append(torch.from_numpy(values.astype(np.int64)))
         columns.append(parts)
         lengths.append(len(time))
-    kinds = [parts[0].dtype for parts in columns]
-    if len(set(kinds)) > 1:
-        other = next(number for number, kind in enumerate(kinds) if kind != kinds[0])
+    # A recording without events has times of no kind.
+    kinds = {number: parts[0].dtype for number, parts in enumerate(columns) if lengths[number]}
+    first = next(iter(kinds), 0)
+    if other := next((number for number, kind in kinds.items() if kind != kinds[first]), None):
         raise DataError(
-            f"recordings[{other}] has times of {kinds[other]}, recordings[0] of {kinds[0]}: integers in all, or floats"
+            f"recordings[{other}] has times of {kinds[other]}, recordings[{first}] of {kinds[first]}: integers in all, "
+            f"or floats"
         )
-    times, x, y, polarity = (torch.cat([parts[index] for parts in columns]) for index in range(4))
+    times, x, y, polarity = (
+        torch.cat([parts[index].to(columns[first][index].dtype) for parts in columns]) for index in range(4)
+    )
     names = [f"recordings[{number}]" for number in range(len(given))]
     return _batch(x, y, polarity, times, lengths, names, [sensor_size] * len(given), late)
 
@@ -103,7 +109,8 @@ def read_dat(
 
     A file has lines that begin with "%", a byte of the kind of events and one of their size, and eight bytes an event,
     the lowest first: 32 bits of time in microseconds, 14 of the column, 14 of the row, 4 of polarity. See
-    https://docs.prophesee.ai/stable/data/file_formats/dat.html.
+    https://docs.prophesee.ai/stable/data/file_formats/dat.html. Where the time begins again at 0, after 71 minutes, it
+    is counted on.
 
     Args:
         paths: one or several files.
@@ -124,10 +131,7 @@ def read_dat(
         raise DataError("there should be at least one file")
     words, lengths, sizes = [], [], []
     for path in map(Path, files):
-        try:
-            content = bytearray(path.read_bytes())
-        except OSError as error:
-            raise DataError(f"{path} cannot be read: {error}") from error
+        content = bytearray(read_bytes(path))
         start, size = _dat_header(path, content)
         count, rest = divmod(len(content) - start, _DAT_EVENT_BYTES)
         if rest or not count:
@@ -138,8 +142,9 @@ def read_dat(
         # A copy, as the header's length leaves the events unaligned.
         words.append(torch.frombuffer(content[start:], dtype=torch.int32).reshape(-1, 2))
         lengths.append(count)
-        sizes.append(sensor_size or size)
-    times, addresses = (torch.cat(words).long() & 0xFFFFFFFF).unbind(1)
+        sizes.append(size if sensor_size is None else sensor_size)
+    counts, addresses = (torch.cat(words).long() & 0xFFFFFFFF).unbind(1)
+    times = torch.cat([_counted_on(part) for part in counts.split(lengths)])
     mask = (1 << _COORDINATE_BITS) - 1
     x, y = addresses & mask, addresses >> _COORDINATE_BITS & mask
     return _batch(x, y, addresses >> 2 * _COORDINATE_BITS, times, lengths, [str(path) for path in files], sizes, late)
@@ -174,13 +179,62 @@ def _dat_header(path: Path, content: bytearray) -> tuple[int, tuple[int, int] | 
     return start + 2, (width, height)
 
 
+def _counted_on(counts: Tensor) -> Tensor:
+    """Times (L,) of a counter of 32 bits that begins again, some of them a little late."""
+    period = 1 << _TIME_BITS
+    steps = counts.diff(prepend=counts[:1])
+    # A rise by nearly the whole is an event of before the counter began again; a smaller one, a pause.
+    jumps = ((steps < -(period // 2)) | (steps > period - _LATEST)).nonzero().flatten()
+    rounds, entered = 0, []
+    for rises in steps[jumps].gt(0).tolist():
+        rounds = max(0, rounds - 1) if rises else rounds + 1
+        entered.append(rounds)
+    if not any(entered):
+        return counts
+    lengths = torch.cat([jumps, torch.tensor([len(counts)])]).diff(prepend=torch.tensor([0]))
+    return counts + torch.tensor([0, *entered]).repeat_interleave(lengths) * period
+
+
+def _times(time: Any, field: str, name: str) -> Any:
+    import numpy as np
+
+    if time.dtype.kind not in "iuf":
+        advice = ": give numbers, such as .astype('datetime64[us]').astype('int64')" if time.dtype.kind in "mM" else ""
+        raise DataError(f"{name}: times {field!r} should be integers or floats, got {time.dtype}{advice}")
+    if not np.isfinite(time).all():
+        raise DataError(f"{name}: times {field!r} should be finite")
+    wide = time.astype(np.float64 if time.dtype.kind == "f" else np.int64)
+    if time.dtype.itemsize > wide.dtype.itemsize and (wide != time).any():
+        raise DataError(f"{name}: times {field!r} are {time.dtype}, and more exact than float64: round them first")
+    if wide.dtype.kind == "i" and (far := (wide < -LARGEST_INTEGER_TIME) | (wide > LARGEST_INTEGER_TIME)).any():
+        raise DataError(f"{name}: times {field!r} reach {wide[far][0]}, expected at most 2**62: count from later on")
+    bits = 8 * time.dtype.itemsize
+    if time.dtype.kind in "iu" and bits in (16, 32):
+        # Sorting would put what came after that first. No event is late by half of what a counter holds.
+        begins = np.flatnonzero(np.diff(wide) < -(1 << bits - 1))
+        if len(begins):
+            before, after = wide[begins[0]], wide[begins[0] + 1]
+            raise DataError(
+                f"{name}: times {field!r} go back from {before} to {after}: a counter of {bits} bits that began again; "
+                f"count on first, with numpy.unwrap(times.astype('int64'), period=2**{bits})"
+            )
+    return wide
+
+
+def _is_recording(given: Any) -> bool:
+    import numpy as np
+
+    # A DataFrame has keys too, and is no Mapping.
+    return isinstance(given, (np.ndarray, Mapping)) or (hasattr(given, "keys") and hasattr(given, "__getitem__"))
+
+
 def _field(recording: Any, field: str, name: str) -> Any:
     import numpy as np
 
-    if isinstance(recording, Mapping):
-        known = list(recording)
-    elif isinstance(recording, np.ndarray):
+    if isinstance(recording, np.ndarray):
         known = list(recording.dtype.names or ())
+    elif _is_recording(recording):
+        known = list(recording.keys())
     else:
         raise DataError(
             f"{name} should be a structured array or a mapping of names to arrays, got {type(recording).__name__}"
@@ -192,12 +246,16 @@ def _field(recording: Any, field: str, name: str) -> Any:
         )
     if np.ma.is_masked(recording[field]):
         raise DataError(f"{name}: {field!r} has masked entries: leave those events out")
-    values = np.asarray(recording[field])
+    try:
+        values = np.asarray(recording[field])
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(f"{name}: {field!r} should be an array of numbers (L,): {error}") from error
     if values.ndim != 1:
         raise DataError(f"{name}: {field!r} should be of shape (L,), got {values.shape}")
     if not len(values):
-        return np.zeros(0, np.int64)
-    if values.dtype == np.uint64 and values.max() > np.iinfo(np.int64).max:
+        return np.zeros(0, np.float64 if values.dtype.kind == "f" else np.int64)
+    # Any byte order has this kind.
+    if values.dtype.kind == "u" and values.max() > np.iinfo(np.int64).max:
         raise DataError(f"{name}: {field!r} has {values.max()}, beyond what 64 bits with a sign hold")
     return values
 
@@ -215,9 +273,8 @@ def _batch(
     """Check events laid end to end, and make a batch of them."""
     if late not in _LATE:
         raise ValueError(f"late should be one of {', '.join(_LATE)}, got {late!r}")
-    for given in filter(None, sizes):
-        sides = given if isinstance(given, (tuple, list)) else ()
-        if len(sides) != 2 or not all(isinstance(side, int) and 0 < side <= _LARGEST + 1 for side in sides):
+    for given in sizes:
+        if given is not None and not _is_size(given):
             raise ValueError(f"sensor_size should be two integers from 1 to {_LARGEST + 1}, got {given}")
     offsets = torch.tensor([0, *itertools.accumulate(lengths)])
     for name, size, start, stop in zip(names, sizes, offsets.tolist(), offsets[1:].tolist(), strict=False):
@@ -238,6 +295,14 @@ def _batch(
         values, times = values[order], times[order]
     require_rising(times, offsets, names, ": corrupt, or give late='sort' to put them in order")
     return EventBatch(values, times, offsets)
+
+
+def _is_size(given: Any) -> bool:
+    try:
+        width, height = map(operator.index, given)
+    except (TypeError, ValueError):
+        return False
+    return 0 < width <= _LARGEST + 1 and 0 < height <= _LARGEST + 1
 
 
 def require_inside(x: Tensor, y: Tensor, size: tuple[int, int], offsets: Tensor, names: list[str], advice: str) -> None:
