@@ -10,7 +10,9 @@ import pytest
 import torch
 from test_layers import flatten
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call, grad, jvp, stack_module_state, vmap
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.utils.parametrizations import weight_norm
 
 from phased_lstm import PhasedGRU, PhasedGRUCell, PhasedLSTM, PhasedLSTMCell, TimeGate
@@ -205,6 +207,51 @@ def test_compile(phased: Any, lengths: list[int] | None) -> None:
         torch.testing.assert_close(
             grads[0][name], gradient, rtol=0, atol=512 * EPS * max(1.0, gradient.abs().max().item())
         )
+
+
+@PHASED
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("shared", [True, False])
+def test_fake_tensors_with_gradients(phased: Any, backend: str, shared: bool) -> None:
+    with FakeTensorMode():
+        rnn = make(phased, 3, 5, 2, backend=backend, bidirectional=True)
+        x, times = torch.randn(4, 6, 3, requires_grad=True), torch.rand(*([6] if shared else [4, 6]))
+        output, _ = rnn(x, times=times, lengths=torch.tensor([6, 2, 0, 5]))
+        assert output.shape == (4, 6, 10)
+        output.sum().backward()
+        assert x.grad is not None
+        assert x.grad.shape == x.shape
+        assert all(parameter.grad is not None for name, parameter in rnn.named_parameters() if "ratio" not in name)
+
+
+@PHASED
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("mode", ["real", "fake", "symbolic"])
+@pytest.mark.parametrize("times", [None, torch.arange(6), torch.rand(4, 6)], ids=["counted", "shared", "own"])
+def test_make_fx(phased: Any, backend: str, mode: Any, times: Tensor | None) -> None:
+    rnn = make(phased, 3, 5, backend=backend)
+    x, other = (torch.randn(4, 6, 3) for _ in range(2))
+    given = () if times is None else (times,)
+    state = dict(rnn.named_parameters()) | dict(rnn.named_buffers())
+
+    def call(state: dict[str, Tensor], input: Tensor, *stamps: Tensor) -> Tensor:
+        return functional_call(rnn, state, (input,), {"times": stamps[0] if stamps else None})[0]
+
+    with torch.no_grad():
+        traced = make_fx(call, tracing_mode=mode)(state, x, *given)
+        torch.testing.assert_close(traced(state, other, *given), rnn(other, times=times)[0])
+
+
+@PHASED
+def test_make_fx_of_a_derivative(phased: Any) -> None:
+    rnn = make(phased, 3, 5)
+    x, other = (torch.randn(4, 6, 3) for _ in range(2))
+
+    def derivative(input: Tensor) -> Tensor:
+        input = input.detach().requires_grad_()
+        return torch.autograd.grad(rnn(input)[0].square().sum(), input)[0]
+
+    torch.testing.assert_close(make_fx(derivative)(x)(other), derivative(other))
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

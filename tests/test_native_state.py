@@ -14,7 +14,7 @@ from test_native import TOLERANCES, assert_near
 from test_native_numerics import OPTIONS, PHASED, assert_same_bits, keeps_products, many_rows
 from torch import Tensor
 
-from phased_lstm import PhasedGRU, PhasedGRUCell, PhasedLSTM, PhasedLSTMCell
+from phased_lstm import PhasedGRU, PhasedGRUCell, PhasedLSTM, PhasedLSTMCell, _base, streaming
 from phased_lstm.ops import native
 
 pytestmark = pytest.mark.skipif(bool(native.missing()), reason=f"native kernels: {native.missing()}")
@@ -341,3 +341,45 @@ def test_memory_kept_from_other_calls_leaves_no_trace() -> None:
         rnn.backend = "reference"
         with torch.no_grad():
             assert_near(first[index][:3], flatten(rnn(x, times=times)), TOLERANCES[torch.float32][0])
+
+
+@torch.no_grad()
+def test_a_write_while_values_are_made_is_seen_by_the_next_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another thread may write to a gate's parameters at any moment: here right before or after they are read."""
+    for moment in ("before", "after"):
+        rnn = PhasedLSTM(3, 9, 1, **OPTIONS)
+        x, times, _ = many_rows(4)
+        made = _base.gate_values_and_factors
+
+        def make_and_write(*parameters: Tensor, rnn: Any = rnn, made: Any = made, moment: str = moment) -> Any:
+            if moment == "before":
+                rnn.gate_l0.raw_period.add_(40.0)
+            values = made(*parameters)
+            if moment == "after":
+                rnn.gate_l0.raw_period.add_(40.0)
+            return values
+
+        with monkeypatch.context() as patched:
+            patched.setattr(_base, "gate_values_and_factors", make_and_write)
+            rnn(x, times=times)
+        assert_same_bits(flatten(rnn(x, times=times)), fresh(rnn, x, times))
+
+
+@torch.no_grad()
+def test_a_stream_keeps_the_origin_that_its_values_go_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    rnn, other = (PhasedLSTM(3, 9, 1, **OPTIONS) for _ in range(2))
+    other.load_state_dict(rnn.state_dict())
+    other.gate_l0.assign_(origin=7)
+    values, times = torch.randn(20, 3), torch.arange(20.0)
+    make_plan = streaming.Plan.of
+
+    def move_and_make(*arguments: Any) -> Any:
+        rnn.gate_l0.assign_(origin=7)
+        return make_plan(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(streaming.Plan, "of", staticmethod(move_and_make))
+        stream = rnn.stream()
+        stream.push(times, values)
+    stream.reset()
+    assert torch.equal(stream.push(times, values), other.stream().push(times, values))

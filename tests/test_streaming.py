@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import math
 from typing import Any
@@ -491,3 +492,60 @@ def test_a_model_that_was_converted() -> None:
         ValueError, match=r"the model is now torch.float64 on cpu, its stream was made in torch.float32"
     ):
         stream.push(1.0, torch.zeros(3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("backend", ["native", "reference"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_values_that_are_not_finite_are_refused_by_number(kind: str, backend: str, bad: float) -> None:
+    stream = make(kind, backend=backend).stream(2)
+    times, values, ids = draw(20, streams=2)
+    values[7, 1] = bad
+    for push in (stream.push, stream.push_latest):
+        with pytest.raises(
+            ValueError, match=rf"event 7: value 1 .* stream {ids[7]} is {bad}.*invalid='accept'.*nothing"
+        ):
+            push(times, values, ids)
+    assert not stream.output.any()
+    with pytest.raises(ValueError, match=r"value 2 of the event at time 1\.5 in stream 0 is nan"):
+        stream.push(1.5, torch.tensor([0.0, 0.0, float("nan")]), 0)
+    # What comes first is told first.
+    times[3] = float("nan")
+    with pytest.raises(ValueError, match="event 3: times should be finite"):
+        stream.push(times, values, ids)
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_values_that_are_not_finite_pass_if_asked_for(backend: str) -> None:
+    rnn = make(backend=backend)
+    times, values, _ = draw(20)
+    values[7] = float("nan")
+    output = rnn.stream(invalid="accept").push(times, values)
+    with torch.no_grad():
+        wanted = rnn(values.unsqueeze(0), times=times)[0][0]
+    assert bool(output.isnan().any())
+    assert torch.equal(output.isnan(), wanted.isnan())
+    with pytest.raises(ValueError, match="invalid should be one of error, accept"):
+        rnn.stream(invalid="drop")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_states_of_another_model_are_told(kind: str) -> None:
+    rnn = make(kind)
+    times, values, _ = draw(20)
+    stream = rnn.stream()
+    stream.push(times, values)
+    state = stream.state_dict()
+    copy.deepcopy(rnn).stream().load_state_dict(state)
+    for change in (
+        lambda other: other.weight_hh_l0.data[3, 2].add_(1e-6),
+        lambda other: other.gate_l0.assign_(origin=1),
+        lambda other: other.gate_l0.raw_shift.data[0].add_(1.0),
+        lambda other: setattr(other.gate_l0, "oscillation", "square"),
+    ):
+        other = copy.deepcopy(rnn)
+        change(other)
+        with pytest.warns(UserWarning, match="other weights or gates than this one"):
+            other.stream().load_state_dict(state)
+    del state["model"]
+    other.stream().load_state_dict(state)

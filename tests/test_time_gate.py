@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import re
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from phased_lstm import TimeGate
+from phased_lstm import PhasedGRU, PhasedLSTM, TimeGate
 from phased_lstm.gate import PERIOD_INIT_MAX, PERIOD_INIT_MIN
 
 
@@ -232,3 +233,39 @@ def test_repr_shows_what_differs_from_the_defaults() -> None:
     assert repr(TimeGate(5)) == "TimeGate(5)"
     gate = TimeGate(5, leak=0.001, trainable_ratio_on=True, oscillation="cosine")
     assert repr(gate) == "TimeGate(5, leak=0.001, trainable_ratio_on=True, oscillation='cosine')"
+
+
+@pytest.mark.parametrize("through_a_file", [True, False])
+@pytest.mark.parametrize("phased", [PhasedLSTM, PhasedGRU])
+def test_a_state_of_another_oscillation_or_leak_is_told(phased: Any, through_a_file: bool) -> None:
+    state = phased(2, 3, oscillation="square", leak=0.01).state_dict()
+    if through_a_file:
+        file = io.BytesIO()
+        torch.save(state, file)
+        file.seek(0)
+        state = torch.load(file)
+    phased(2, 3, oscillation="square", leak=0.01).load_state_dict(state)
+    with pytest.warns(
+        UserWarning, match=r"gate_l0 was saved with oscillation='square'.* make the layer with oscillation='square'"
+    ):
+        phased(2, 3, leak=0.01).load_state_dict(state)
+    with pytest.warns(UserWarning, match=r"saved with leak=0.01, and is loaded into one with leak=0.0"):
+        phased(2, 3, oscillation="square").load_state_dict(state)
+    assert not any("oscillation" in name or "leak" in name for name in state)
+
+
+def test_a_layer_shows_what_its_gates_are_now() -> None:
+    rnn = PhasedLSTM(2, 3, 2)
+    rnn.gate_l0.assign_(ratio_on=0.3)
+    assert "ratio_on='0.05 to 0.3'" in repr(rnn)
+    rnn.gate_l1.assign_(ratio_on=0.3)
+    assert "ratio_on=0.3" in repr(rnn)
+    rnn.gate_l0.oscillation = rnn.gate_l1.oscillation = "cosine"
+    assert "oscillation='cosine'" in repr(rnn)
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.int64])
+def test_a_dtype_that_is_no_floating_one(dtype: torch.dtype) -> None:
+    for made in (lambda: TimeGate(3, dtype=dtype), lambda: PhasedLSTM(2, 3, dtype=dtype)):
+        with pytest.raises(ValueError, match="dtype should be a floating one, got torch"):
+            made()

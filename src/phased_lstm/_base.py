@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ._checks import Oscillation, check_flag, check_size, check_time_values, is_plain
+from ._checks import Oscillation, check_flag, check_floating, check_size, check_time_values, is_plain
 from ._parametrisation import gate_values_and_factors
 from .functional import NARROW_DTYPES, apply_gru, apply_lstm, autocasting
 from .gate import PERIOD_INIT_MAX, PERIOD_INIT_MIN, TimeGate
@@ -81,6 +81,7 @@ class PhasedModule(nn.Module):
         return self.__dict__ | {"_kept": {}}
 
     def _add_weights(self, suffix: str, width: int, factory: dict[str, Any]) -> None:
+        check_floating(factory["dtype"])
         rows = self._gate_count * self.hidden_size
         shapes: dict[str, tuple[int, ...]] = {"weight_ih": (rows, width), "weight_hh": (rows, self.hidden_size)}
         if self.bias:

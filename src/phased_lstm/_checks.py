@@ -26,6 +26,12 @@ def check_size(name: str, value: object) -> None:
         raise ValueError(f"{name} must be greater than zero, got {value}")
 
 
+def check_floating(dtype: torch.dtype | None) -> None:
+    """Raise ValueError unless parameters of this dtype, or of the default one, have a gate."""
+    if dtype is not None and not dtype.is_floating_point:
+        raise ValueError(f"dtype should be a floating one, got {dtype}: a phase and its gate are real numbers")
+
+
 def check_leak_and_oscillation(leak: float, oscillation: str) -> None:
     """Raise a TypeError or ValueError unless both are valid."""
     if isinstance(leak, bool) or not isinstance(leak, (int, float)):

@@ -19,6 +19,7 @@ from ._checks import (
     LARGEST_INTEGER_TIME,
     RATIO_MIN,
     Oscillation,
+    check_floating,
     check_gate_options,
     check_size,
     check_time_dtype,
@@ -100,8 +101,9 @@ def phase(times: Tensor, period: Tensor, shift: Tensor) -> Tensor:
 
 def _nearest_phase(times: Tensor, residue: Tensor | None, period: Tensor, shift: Tensor) -> Tensor:
     """The phase at `times` plus `residue`, both (..., 1), rounded once: what is rounded before is carried along."""
-    # Exact, as the remainder of a division always is.
-    into, after = torch.fmod(times, period), _centred(torch.fmod(shift, period), period)
+    # Exact, as the remainder of a division always is; but torch's is 0 where the quotient would be infinite.
+    near = torch.fmod(times, period * 2.0**512)
+    into, after = torch.fmod(near, period), _centred(torch.fmod(shift, period), period)
     if residue is not None:
         into = _centred(into, period)
     into, low = _exact_sum(into, -after)
@@ -238,8 +240,7 @@ class TimeGate(nn.Module):
         self._init_ratio_on = float(ratio_on)
         self._init_periods = (float(period_init_min), float(period_init_max))
         dtype = dtype or torch.get_default_dtype()
-        if not dtype.is_floating_point:
-            raise ValueError(f"dtype should be a floating one, got {dtype}: a phase and a gate are real numbers")
+        check_floating(dtype)
         if dtype in (torch.float16, torch.bfloat16):
             dtype = torch.float32
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
