@@ -76,6 +76,7 @@ class PhasedModule(nn.Module):
         self._kept: dict[str, _Kept] = {}
         # Warnings that were given.
         self._said: set[str] = set()
+        self._calls = [0]
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_kept": {}}

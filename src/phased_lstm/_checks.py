@@ -146,7 +146,8 @@ def check_lengths(lengths: Tensor | Sequence[int], batch: int, steps: int, devic
         raise ValueError(f"lengths should be int32 or int64, got {lengths.dtype}")
     if lengths.shape != (batch,):
         raise ValueError(f"lengths should be of shape ({batch},), one for each sequence, got {tuple(lengths.shape)}")
-    lengths = lengths.to(device=device, dtype=torch.int64)
+    # A copy, as the caller may go on to change it before the backward pass.
+    lengths = lengths.to(device=device, dtype=torch.int64, copy=True)
     # Naming a symbolic size would fix it for good.
     most = "" if torch.compiler.is_compiling() else f"{steps}, "
     require(

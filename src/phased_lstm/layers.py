@@ -183,11 +183,9 @@ class PhasedRNN(PhasedModule):
 
     def _warn_of_times(self, counted: bool, stamps: Tensor, lengths: Tensor | None) -> None:
         """Say, once for each, what is hardly meant of times (L,) or (N, L); `counted`: none were given."""
-        if not is_plain(stamps):
-            return
         said = self._said
         if counted:
-            if "counted" not in said and any(int(gate.origin) for gate in self.gates):
+            if "counted" not in said and is_plain(stamps) and any(int(gate.origin) for gate in self.gates):
                 said.add("counted")
                 warnings.warn(
                     f"times were not given, so steps count 0, 1, 2, ..., while the gates count time from "
@@ -195,6 +193,12 @@ class PhasedRNN(PhasedModule):
                     f"gates to torch.arange(L)",
                     stacklevel=_OF_CALLER,
                 )
+            return
+        # A look takes as long as a short call: at the first call, the second, the fourth, and so on.
+        self._calls[0] += 1
+        if self._calls[0] & (self._calls[0] - 1):
+            return
+        if not is_plain(stamps):
             return
         square = stamps.dim() == 2 and stamps.shape[0] == stamps.shape[1]
         if (

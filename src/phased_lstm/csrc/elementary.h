@@ -81,6 +81,15 @@ PHASED_LSTM_INLINE void for_vectors(const V& v, const F& f) {
   }
 }
 
+// f(number, x, y) of each two vectors.
+template <int from = 0, typename V, typename F>
+PHASED_LSTM_INLINE V both_vectors(const V& x, const V& y, const F& f) {
+  if constexpr (kVectors<V> == 1)
+    return f(from, x, y);
+  else
+    return {both_vectors<from>(x.a, y.a, f), both_vectors<from + kVectors<decltype(x.a)>>(x.b, y.b, f)};
+}
+
 // Functions on floats. Their errors are stated with each and tested against doubles. NaN gives NaN.
 
 inline Vec<float> clamp(Vec<float> x, float low, float high) {

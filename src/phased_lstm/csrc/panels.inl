@@ -122,18 +122,16 @@ class ForwardPanels {
       after = lstm_step(values, {weight(0), weight(1), weight(2)}, k, old);
     else
       after = gru_step(values, k, old);
-    const auto put_state = [&](const W& from, const Buffer<T>& before, T* to) {
-      for_vectors(from, [&](int j, Vec<T> of) {
-        const Vec<T> unchanged = load(&before[units[j / NV] * P + j % NV * kLanes]);
-        store(to + e[j / NV] * P + j % NV * kLanes, rows_.choose(j % NV, of, unchanged));
-      });
-    };
-    put_state(after.h, state_, fresh_.data());
-    if (Lstm) put_state(after.c, cell_, &fresh_[H() * P]);
-    if (!run_.tape) return;
+    if (!rows_.all()) {
+      const auto of_taken = [&](int j, Vec<T> now, Vec<T> before) { return rows_.choose(j % NV, now, before); };
+      after = {both_vectors(after.h, old.h, of_taken), both_vectors(after.c, old.c, of_taken)};
+    }
     const auto put = [&](const W& from, T* to, int64_t stride) {
       for_vectors(from, [&](int j, Vec<T> of) { store(to + e[j / NV] * stride + j % NV * kLanes, of); });
     };
+    put(after.h, fresh_.data(), P);
+    if (Lstm) put(after.c, &fresh_[H() * P], P);
+    if (!run_.tape) return;
     T* tape = run_.tape + (index_ * events_in_row(layer_) + place_in_row(layer_, t, first)) * kFields * P;
     for (int slot = 0; slot < 4; ++slot) put(values[slot], tape + slot * P, kFields * P);
     put(old.h, tape + 4 * P, kFields * P);
@@ -206,6 +204,7 @@ class BackwardPanels {
     panel_.emplace(layer_, chunk_.group());
     columns_.emplace(layer_, *panel_);
     std::fill_n(holds_state_, P, false);
+    holds_all_ = false;
     std::fill(state_.begin(), state_.end(), T(0));
     transpose_in(run_.grad_h_n, *panel_, H(), grad_state_.data());
     if (Lstm) transpose_in(run_.grad_c_n, *panel_, H(), grad_cell_.data());
@@ -278,6 +277,8 @@ class BackwardPanels {
 
   // The states that the products are made of: zero in rows that do not take the step.
   void hold_states() {
+    if (rows_.all() && holds_all_) return;
+    holds_all_ = rows_.all();
     for (int64_t lane = 0; lane < P; ++lane) {
       const bool holds = rows_.taken(lane);
       if (holds == holds_state_[lane]) continue;
@@ -308,9 +309,9 @@ class BackwardPanels {
     for (int v = 0; v < NV; ++v) {
       const int64_t at = u * P + v * kLanes, to = e * P + v * kLanes, lane = v * kLanes;
       const V k = gate.at[v].k;
+      State<Vec<T>> old{load(tape + 4 * P + lane), Lstm ? load(tape + (kFields - 1) * P + lane) : V{}};
       const auto or_zero = [&](V of) { return rows_.choose(v, of, V{}); };
-      const State<Vec<T>> old{or_zero(load(tape + 4 * P + lane)),
-                              Lstm ? or_zero(load(tape + (kFields - 1) * P + lane)) : V{}};
+      if (!rows_.all()) old = {or_zero(old.h), or_zero(old.c)};
       const State<Vec<T>> from{load(&grad_state_[at]), load(&grad_cell_[at])};
       for (int j = 0; j < kLanes; ++j) state_[(lane + j) * packing_.state + u] = old.h[j];
       V values[4];
@@ -378,7 +379,7 @@ class BackwardPanels {
   std::optional<Panel<T, NV>> panel_;
   std::optional<InputColumns<T, NV>> columns_;
   PanelSteps<T, NV> rows_;
-  bool holds_state_[P];
+  bool holds_state_[P], holds_all_ = false;
   Chunk chunk_;
   int64_t steps_ = 0, left_ = 0;
   T* partial_ = nullptr;

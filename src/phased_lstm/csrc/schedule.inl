@@ -35,8 +35,9 @@ inline V phase_of(V time, V rest, V period, V shift) {
   V whole = at >= period ? period : V{};
   whole = at < 0.0 ? (at < -period ? -2.0 * period : -period) : whole;
   const ExactSum<V> part(at, -whole), into(part.value, part.rest + low);
-  const V rounded = into.value / period;
-  V phase = rounded + (minus_product(into.value, rounded, period) + into.rest) / period;
+  V phase = into.value / period;
+  // Often there is nothing beyond the double, for instance where times and gates are floats.
+  if (any_nonzero(into.rest)) phase += (minus_product(into.value, phase, period) + into.rest) / period;
   phase = phase < 0.0 ? phase + 1.0 : phase;
   return phase >= 1.0 ? V{} : phase;
 }

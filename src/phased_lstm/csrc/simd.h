@@ -294,6 +294,17 @@ inline void store_chosen(double* to, const double* table, Numbers numbers) {
 #endif
 }
 
+inline bool any_nonzero(double x) { return x != 0.0; }
+inline bool any_nonzero(Vec<double> x) {
+#if PHASED_LSTM_LANES == 16 && defined(__AVX512F__)
+  return _mm512_cmp_pd_mask((__m512d)x, _mm512_setzero_pd(), _CMP_NEQ_UQ);
+#else
+  bool any = false;
+  for (int i = 0; i < Simd<double>::kLanes; ++i) any |= x[i] != 0.0;
+  return any;
+#endif
+}
+
 // A bit for each lane in which a < b.
 inline unsigned less_bits(Vec<double> a, Vec<double> b) {
 #if PHASED_LSTM_LANES == 16 && defined(__AVX512F__)
