@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ._base import PEEPHOLES, PhasedModule, gate_options
-from ._checks import Oscillation, check_flag, check_size
+from ._checks import Oscillation, check_flag, check_integer, check_size, plain
 from ._sequences import PaddedBatch, Sequences, time_rows, to_padded
 from .functional import check_sequence
 from .gate import PERIOD_INIT_MAX, PERIOD_INIT_MIN, warn_of_closed
@@ -44,9 +44,11 @@ class PhasedRNN(PhasedModule):
         factory: dict[str, Any],
     ) -> None:
         super().__init__(input_size, hidden_size, bias, peephole, backend, gate_options)
-        check_size("num_layers", num_layers)
-        check_flag("batch_first", batch_first)
-        check_flag("bidirectional", bidirectional)
+        input_size, hidden_size = self.input_size, self.hidden_size
+        num_layers = check_size("num_layers", num_layers)
+        batch_first = check_flag("batch_first", batch_first)
+        bidirectional = check_flag("bidirectional", bidirectional)
+        dropout = plain(dropout)
         if not isinstance(dropout, numbers.Real) or isinstance(dropout, bool) or not 0 <= dropout <= 1:
             raise ValueError(
                 "dropout should be a number in range [0, 1] representing the probability of an "
@@ -145,7 +147,7 @@ class PhasedRNN(PhasedModule):
         lengths: Tensor | Sequence[int] | None,
         return_sequence: bool,
     ) -> tuple[Any, tuple[Tensor, ...]]:
-        check_flag("return_sequence", return_sequence)
+        return_sequence = check_flag("return_sequence", return_sequence)
         batch = to_padded(self._name, input, times, lengths, self.batch_first)
         x = batch.values
         self._check_input(x, self._weight("weight_ih_l0"))
@@ -451,8 +453,7 @@ def _goes_back(rows: Tensor) -> bool:
 
 
 def _check_proj_size(proj_size: int, hidden_size: int) -> None:
-    if not isinstance(proj_size, int) or isinstance(proj_size, bool):
-        raise TypeError(f"proj_size should be of type int, got: {type(proj_size).__name__}")
+    proj_size = check_integer("proj_size", proj_size)
     if proj_size < 0:
         raise ValueError("proj_size should be a positive integer or zero to disable projections")
     if proj_size >= hidden_size:

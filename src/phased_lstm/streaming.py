@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from ._checks import LARGEST_INTEGER_TIME, check_size, check_time_dtype
+from ._checks import LARGEST_INTEGER_TIME, check_size, check_time_dtype, plain
 from ._pushes import Events, Held, Plan, each, explanation, native
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class Stream:
     """
 
     def __init__(self, model: PhasedRNN, streams: int = 1, late: Late = "error") -> None:
-        check_size("streams", streams)
+        streams = check_size("streams", streams)
         if late not in _LATE:
             raise ValueError(f"late should be one of {', '.join(_LATE)}, got {late!r}")
         if model.bidirectional:
@@ -282,8 +282,7 @@ class Stream:
         return Events(stamps, 0.0, values.reshape(-1, self.model.input_size), ids, only)
 
     def _number_time(self, time: Any) -> Tensor:
-        if not isinstance(time, (int, float)) and isinstance(time, numbers.Integral):
-            time = int(time)
+        time = plain(time)
         if isinstance(time, bool) or not isinstance(time, (int, float)):
             raise TypeError(f"times should be a tensor or a number, got: {type(time).__name__}")
         if isinstance(time, float):

@@ -176,8 +176,8 @@ class TokenEncoder(nn.Module):
 
     def __init__(self, num_channels: int, embedding_dim: int) -> None:
         super().__init__()
-        check_size("num_channels", num_channels)
-        check_size("embedding_dim", embedding_dim)
+        num_channels = check_size("num_channels", num_channels)
+        embedding_dim = check_size("embedding_dim", embedding_dim)
         self.num_channels = num_channels
         self.embedding = nn.Embedding(num_channels, embedding_dim)
         self.slope = nn.Embedding(num_channels, embedding_dim)
@@ -215,10 +215,9 @@ class AddressEncoder(nn.Module):
         self, width: int, height: int, embedding_dim: int, *, polarities: int = 2, factorized: bool = False
     ) -> None:
         super().__init__()
-        sizes = {"width": width, "height": height, "embedding_dim": embedding_dim, "polarities": polarities}
-        for name, size in sizes.items():
-            check_size(name, size)
-        check_flag("factorized", factorized)
+        width, height = check_size("width", width), check_size("height", height)
+        embedding_dim, polarities = check_size("embedding_dim", embedding_dim), check_size("polarities", polarities)
+        factorized = check_flag("factorized", factorized)
         self.sizes = (width, height, polarities)
         tables = self.sizes if factorized else (width * height * polarities,)
         self.embeddings = nn.ModuleList(nn.Embedding(size, embedding_dim) for size in tables)
