@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Self
+from collections.abc import Callable, Iterable
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -11,11 +11,41 @@ from torch import Tensor, nn
 from .._checks import check_flag, check_size, require
 from .events import EventBatch
 
+# A mean of so many deviations takes twelve of the 24 bits of float32.
+_FAR = 2.0**12
+# A deviation of so little of the mean is rounding.
+_CONSTANT = 1e-12
 
-class Standardizer(nn.Module):
+
+class KeepsBuffersWide(nn.Module):
+    """A module whose own floating buffers move to other devices and are never narrowed.
+
+    What a scale subtracts or divides by must have the digits of what is measured, however few the weights have.
+    """
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, buffer in before.items():
+            moved = self._buffers[name]
+            if buffer is not None and moved is not None and moved.dtype != buffer.dtype:
+                self._buffers[name] = buffer.to(moved.device)
+        return self
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # Where tensors of a checkpoint are assigned rather than copied.
+        for name, buffer in self._buffers.items():
+            given = state_dict.get(prefix + name)
+            if isinstance(given, Tensor) and buffer is not None and given.is_floating_point():
+                state_dict[prefix + name] = given.to(buffer.dtype)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class Standardizer(KeepsBuffersWide):
     """Brings each channel to mean 0 and standard deviation 1, as fitted on the training part; NaN stays NaN.
 
-    Mean and deviation are buffers: they move, save and load with the model. Until `fit_` is called nothing changes.
+    Mean and deviation are buffers of float64: they move, save and load with the model, and stay float64 where it is
+    cast to another type. Until `fit_` is called nothing changes.
 
     Args:
         num_channels: F.
@@ -30,9 +60,9 @@ class Standardizer(nn.Module):
 
     def __init__(self, num_channels: int) -> None:
         super().__init__()
-        check_size("num_channels", num_channels)
-        self.register_buffer("mean", torch.zeros(num_channels))
-        self.register_buffer("std", torch.ones(num_channels))
+        num_channels = check_size("num_channels", num_channels)
+        self.register_buffer("mean", torch.zeros(num_channels, dtype=torch.float64))
+        self.register_buffer("std", torch.ones(num_channels, dtype=torch.float64))
 
     def fit_(self, values: Tensor | EventBatch | Iterable[Tensor | EventBatch]) -> Self:
         """Take mean and deviation from measured values; give the training part only.
@@ -45,7 +75,7 @@ class Standardizer(nn.Module):
             The standardizer itself.
 
         Raises:
-            ValueError: another number of channels, infinite values, or nothing at all.
+            ValueError: another number of channels, infinite values or such that their squares are, or nothing at all.
         """
         parts = [values] if isinstance(values, (Tensor, EventBatch)) else values
         count = torch.zeros(self.mean.shape, dtype=torch.float64)
@@ -69,8 +99,11 @@ class Standardizer(nn.Module):
         if not bool(count.any()):
             raise ValueError("there is no measured value to fit to: all are NaN, or nothing was given")
         std = (squares / count.clamp(min=1)).sqrt()
+        if not bool(std.isfinite().all()):
+            channel = int((~std.isfinite()).nonzero()[0])
+            raise ValueError(f"values of channel {channel} are too large for a deviation: give them in another unit")
         # A constant channel has rounding for a deviation, which must not be blown up to 1.
-        constant = std <= 1e-12 * mean.abs()
+        constant = std <= _CONSTANT * mean.abs()
         self.mean.copy_(mean)
         self.std.copy_(torch.where(constant, 1.0, std))
         return self
@@ -93,6 +126,19 @@ class Standardizer(nn.Module):
 
     def extra_repr(self) -> str:
         return f"num_channels={len(self.mean)}"
+
+
+def needs_double(values: Tensor) -> bool:
+    """Whether values (S, F) are float64 and float32 would lose what varies in a channel, or its range."""
+    if values.dtype != torch.float64 or not values.numel():
+        return False
+    if bool((values.abs() > torch.finfo(torch.float32).max).any()):
+        return True
+    measured = ~values.isnan()
+    count = measured.sum(dim=0).clamp(min=1)
+    mean = torch.where(measured, values, 0.0).sum(dim=0) / count
+    std = (torch.where(measured, values - mean, 0.0).square().sum(dim=0) / count).sqrt()
+    return bool(((std > _CONSTANT * mean.abs()) & (mean.abs() > _FAR * std)).any())
 
 
 class ValuesAndMask(nn.Module):

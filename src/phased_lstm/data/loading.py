@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset, Sampler
 
 from .._checks import check_flag, check_integer, check_size
-from .events import EventBatch
+from .events import EventBatch, as_index
 
 # What cross_entropy leaves out by default.
 IGNORED_CLASS = -100
@@ -192,7 +192,7 @@ class LengthBatchSampler(Sampler[list[int]]):
         batch_size, world_size = check_size("batch_size", batch_size), check_size("world_size", world_size)
         shuffle, drop_last = check_flag("shuffle", shuffle), check_flag("drop_last", drop_last)
         seed, rank = check_integer("seed", seed), check_integer("rank", rank)
-        lengths = torch.as_tensor(lengths).cpu()
+        lengths = as_index(lengths).cpu()
         if lengths.dim() != 1 or (len(lengths) and lengths.dtype not in (torch.int32, torch.int64)):
             raise ValueError(f"lengths should be integers (N,), got {lengths.dtype} of shape {tuple(lengths.shape)}")
         if not 0 <= rank < world_size:
