@@ -356,8 +356,6 @@ def _check_device(name: str, tensor: Tensor, like: Tensor) -> None:
         )
 
 
-def _check_options(
-    leak: float, oscillation: str, reverse: object, return_sequence: object
-) -> tuple[float, bool, bool]:
+def _check_options(leak: float, oscillation: str, reverse: object, return_sequence: object) -> tuple[float, bool, bool]:
     leak = check_leak_and_oscillation(leak, oscillation)
     return leak, check_flag("reverse", reverse), check_flag("return_sequence", return_sequence)
