@@ -63,6 +63,22 @@ def test_standardizer_travels_with_the_state_dict() -> None:
     assert Standardizer(3)(values).nan_to_num(7).equal(values.nan_to_num(7))
 
 
+def test_standardizer_moves_where_there_is_no_float64() -> None:
+    def to_a_device_of_float32(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.dtype == torch.float64:
+            raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
+        return tensor.clone()
+
+    scale = Standardizer(1).fit_(torch.tensor([[1.0], [3.0]]))
+    scale._apply(to_a_device_of_float32)
+    assert scale(torch.tensor([[3.0]])).tolist() == [[1.0]]
+
+
+def test_standardizer_names_a_channel_that_is_too_large() -> None:
+    with pytest.raises(ValueError, match="values of channel 1 are too large for a deviation"):
+        Standardizer(2).fit_(torch.tensor([[1.0, 1e200], [2.0, -1e200]], dtype=torch.float64))
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [

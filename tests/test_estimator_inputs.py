@@ -71,6 +71,9 @@ def test_dates_are_one_unit_in_training_and_prediction() -> None:
     for unit in ("ms", "us", "ns"):
         again = [(values, times.astype(f"datetime64[{unit}]")) for values, times in X]
         np.testing.assert_array_equal(classifier.predict_proba(again), expected)
+    counts = [(values, times.astype("datetime64[ns]").astype(np.int64)) for values, times in X]
+    with pytest.warns(UserWarning, match="times of X are numbers, and were dates in training: .* counts of ns"):
+        np.testing.assert_array_equal(classifier.predict_proba(counts), expected)
 
 
 def test_the_unit_of_training_holds_where_dates_pass_2116() -> None:

@@ -63,6 +63,7 @@ def test_numbers_of_any_layout_are_what_they_say(change: Callable[[Any], Any], o
         (np.ma.masked_values([1.0, 1e20, 5.0], 1e20), [1.0, NAN, 5.0]),
         (np.ma.array([1, 2, 3], mask=[False, True, False]), [1.0, NAN, 3.0]),
         ([1.0, np.ma.masked, 5.0], [1.0, NAN, 5.0]),
+        ([[1.0, 2.0], [np.ma.masked, 4.0], [5.0, 6.0]], [[1.0, 2.0], [NAN, 4.0], [5.0, 6.0]]),
         ([np.ma.masked_values([1.0, 9.0], 9.0)] * 3, [[1.0, NAN]] * 3),
         (np.array([1, None, decimal.Decimal("2.5")], object), [1.0, NAN, 2.5]),
         ([True, False, True], [1.0, 0.0, 1.0]),
@@ -222,6 +223,15 @@ def test_arrays_are_not_taken_for_pairs(given: Any, message: str) -> None:
         as_events(given)
 
 
+def test_a_sequence_without_steps_goes_with_times_of_any_kind() -> None:
+    late = np.array([2**60 + 1, 2**60 + 2, 2**60 + 3])
+    assert as_events([(np.zeros((0, 2)), []), (VALUES, late)])[0].times.tolist() == late.tolist()
+    dates = [(np.zeros((0, 2)), []), (VALUES, np.array(DAYS, "datetime64[D]")), (np.zeros((0, 2)), np.zeros(0))]
+    batch, _ = as_events(dates)
+    assert batch.times.tolist() == NANOSECONDS
+    assert batch.lengths.tolist() == [0, 3, 0]
+
+
 def test_steps_keep_their_order() -> None:
     batch = taken(times=TIMES[::-1])
     assert batch.times.tolist() == TIMES[::-1].tolist()
@@ -302,6 +312,8 @@ def test_queries_and_their_targets_keep_their_digits() -> None:
     np.testing.assert_array_equal(labels[0].numpy(), [NAN, 1.7e9 + 1.0, NAN, NAN, NAN])
     dates = [np.array(["1970-01-01T00:00:05"], "datetime64[s]")]
     assert with_queries(of_times(torch.tensor([1, 10])), dates, time_unit="s")[0].times.tolist() == [1, 5, 10]
+    with pytest.raises(TypeError, match=r"queries of sequence 0 are dates, .* name it with time_unit='ns'"):
+        with_queries(of_times(torch.tensor([1, 10])), dates)
 
 
 @pytest.mark.parametrize(

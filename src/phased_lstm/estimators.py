@@ -6,6 +6,7 @@ gates are fitted to the training part of each split, and a network is the same f
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -126,6 +127,11 @@ class _PhasedEstimator(BaseEstimator):  # type: ignore[misc]
                 raise ValueError("X has static features, and static= gives some again: give them once")
             own = as_static(static, len(events))
         own = None if own is None else own.detach().cpu()
+        if form is not None and form.time_unit and gathered.from_pairs and gathered.time_unit is None:
+            warnings.warn(
+                f"times of X are numbers, and were dates in training: they are taken for counts of {form.time_unit}",
+                stacklevel=4,
+            )
         if form is None:
             warn_of_form(X, events)
             form = _Form(gathered.time_unit, needs_double(events.values), own is not None and needs_double(own))

@@ -47,19 +47,18 @@ def as_array(given: Any) -> NDArray[Any]:
         return (tensor.float() if narrow else tensor).numpy()
     if hasattr(given, "nnz") and not isinstance(given, np.ndarray):
         raise TypeError(f"a sparse {type(given).__name__} does not say what was measured: convert it with .toarray()")
-    if isinstance(given, (list, tuple)) and any(isinstance(part, (Tensor, np.ma.MaskedArray)) for part in given):
-        # numpy would take what is under a mask, and a tensor one number at a time.
-        given = [as_array(part) for part in given]
-    with warnings.catch_warnings():
-        # It converts a masked constant to NaN, as is right here.
-        warnings.filterwarnings("ignore", "Warning: converting a masked element to nan", UserWarning)
-        try:
-            masked = isinstance(given, list) and any(isinstance(part, np.ma.MaskedArray) for part in given)
-            array: NDArray[Any] = np.ma.array(given) if masked else np.asanyarray(given)
-        except ValueError as error:
-            if "inhomogeneous" in str(error):
-                raise ValueError("entries are of unequal length: they should make an array") from error
-            raise
+    try:
+        if isinstance(given, (list, tuple)) and _holds_arrays(given):
+            # numpy would take what is under a mask, and a tensor one number at a time.
+            parts = [as_array(part) for part in given]
+            mask = np.array([np.ma.getmaskarray(part) for part in parts])
+            array: NDArray[Any] = np.ma.array(np.array([np.ma.getdata(part) for part in parts]), mask=mask)
+        else:
+            array = np.asanyarray(given)
+    except ValueError as error:
+        if "inhomogeneous" in str(error):
+            raise ValueError("entries are of unequal length: they should make an array") from error
+        raise
     if array.dtype.names is not None:
         raise TypeError(f"a structured array of {', '.join(array.dtype.names)} has no plain numbers: take one field")
     if array.dtype.kind == "c":
@@ -67,6 +66,14 @@ def as_array(given: Any) -> NDArray[Any]:
     if not isinstance(array, np.ma.MaskedArray):
         array = np.asarray(array)
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+
+
+def _holds_arrays(given: list[Any] | tuple[Any, ...]) -> bool:
+    """Whether there are tensors or masked entries in a list, or in the lists in it."""
+    return any(
+        isinstance(part, (Tensor, np.ma.MaskedArray)) or (isinstance(part, (list, tuple)) and _holds_arrays(part))
+        for part in given
+    )
 
 
 def require_plain(tensor: Tensor) -> None:

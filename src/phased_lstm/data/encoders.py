@@ -24,11 +24,20 @@ class KeepsBuffersWide(nn.Module):
     """
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        def move(tensor: Tensor) -> Tensor:
+            try:
+                return fn(tensor)
+            except TypeError:
+                # Apple's GPUs have no float64.
+                if tensor.dtype != torch.float64:
+                    raise
+                return fn(tensor.float())
+
         before = dict(self._buffers)
-        super()._apply(fn, recurse)
+        super()._apply(move, recurse)
         for name, buffer in before.items():
             moved = self._buffers[name]
-            if buffer is not None and moved is not None and moved.dtype != buffer.dtype:
+            if buffer is not None and moved is not None and moved.dtype != buffer.dtype and moved.device.type != "mps":
                 self._buffers[name] = buffer.to(moved.device)
         return self
 
@@ -132,13 +141,21 @@ def needs_double(values: Tensor) -> bool:
     """Whether values (S, F) are float64 and float32 would lose what varies in a channel, or its range."""
     if values.dtype != torch.float64 or not values.numel():
         return False
-    if bool((values.abs() > torch.finfo(torch.float32).max).any()):
+    # One channel at a time, as there may be little memory beside them all.
+    return any(_needs_double(column[~column.isnan()]) for column in values.detach().unbind(dim=1))
+
+
+def _needs_double(measured: Tensor) -> bool:
+    if not len(measured):
+        return False
+    low, high = (float(bound) for bound in measured.aminmax())
+    if max(-low, high) > torch.finfo(torch.float32).max:
         return True
-    measured = ~values.isnan()
-    count = measured.sum(dim=0).clamp(min=1)
-    mean = torch.where(measured, values, 0.0).sum(dim=0) / count
-    std = (torch.where(measured, values - mean, 0.0).square().sum(dim=0) / count).sqrt()
-    return bool(((std > _CONSTANT * mean.abs()) & (mean.abs() > _FAR * std)).any())
+    # Only where all are on one side of zero can the mean be far from it.
+    if low == high or low <= 0.0 <= high:
+        return False
+    std, mean = (float(moment) for moment in torch.std_mean(measured, correction=0))
+    return abs(mean) > _FAR * std > _FAR * _CONSTANT * abs(mean)
 
 
 class ValuesAndMask(nn.Module):

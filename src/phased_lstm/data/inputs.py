@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from ._arrays import as_floats, as_stamps, exactly, in_one_unit
+from ._arrays import TIME_UNITS, as_floats, as_stamps, exactly, in_one_unit
 from .encoders import needs_double
 from .events import EventBatch
 from .loading import EventDataset, Sample
@@ -29,11 +30,13 @@ class Gathered:
         events: values of float32 or float64, times in any order.
         static: (N, G), or None.
         time_unit: unit of the times where they were dates or durations, else None.
+        from_pairs: whether times came as arrays, so that it is known what they were.
     """
 
     events: EventBatch
     static: Tensor | None
     time_unit: str | None
+    from_pairs: bool
 
 
 def as_events(
@@ -81,7 +84,7 @@ def narrowest(values: Tensor, double: bool | None = None) -> torch.dtype:
 
 def gather(sequences: Any, *, keep_empty_steps: bool = False, time_unit: str | None = None) -> Gathered:
     """Bring sequences into one form, see `as_events`, in the precision and the order in which they came."""
-    static, unit = None, None
+    static, unit, from_pairs = None, None, False
     if isinstance(sequences, EventDataset):
         sequences, static = sequences.events, sequences.static
     if isinstance(sequences, EventBatch):
@@ -93,6 +96,7 @@ def gather(sequences: Any, *, keep_empty_steps: bool = False, time_unit: str | N
         events = build(values, times)
     elif isinstance(sequences, Iterable) and not isinstance(sequences, (str, bytes, dict, Tensor)):
         events, static, unit = _from_pairs(sequences, time_unit)
+        from_pairs = True
     else:
         shape = f" of shape {tuple(sequences.shape)}" if hasattr(sequences, "shape") else ""
         raise TypeError(
@@ -105,7 +109,7 @@ def gather(sequences: Any, *, keep_empty_steps: bool = False, time_unit: str | N
         raise ValueError(f"X has infinite values, the first in sequence {number}: NaN means not measured")
     if not len(events):
         raise ValueError("X has 0 samples: there should be at least one sequence")
-    return Gathered(events, None if static is None else as_static(static, len(events)), unit)
+    return Gathered(events, None if static is None else as_static(static, len(events)), unit, from_pairs)
 
 
 def back_in_time(events: EventBatch) -> int | None:
@@ -226,15 +230,17 @@ def _require_pair(item: Any, number: int, whole: Any) -> None:
 
 def _alike(stamps: list[Any], time_unit: str | None) -> tuple[list[Tensor], str | None]:
     """Times of all sequences in one dtype, and their unit if they were dates or durations."""
-    kinds = [
-        "number" if isinstance(part, Tensor) else {"M": "date", "m": "duration"}[part.dtype.kind] for part in stamps
-    ]
-    for number, kind in enumerate(kinds):
-        if kind != kinds[0]:
+    filled = dict.fromkeys(number for number, part in enumerate(stamps) if np.prod(part.shape))
+    first = next(iter(filled), 0)
+    for number in filled:
+        if _kind_of(stamps[number]) != _kind_of(stamps[first]):
             raise TypeError(
-                f"sequence {number} of X has {kind}s for times, sequence 0 {kinds[0]}s: give them all in one form"
+                f"sequence {number} of X has {_kind_of(stamps[number])}s for times, sequence {first} "
+                f"{_kind_of(stamps[first])}s: give them all in one form"
             )
-    if kinds[0] != "number":
+    # A sequence without steps has times of any kind.
+    stamps = [part if number in filled else stamps[first][:0] for number, part in enumerate(stamps)]
+    if not isinstance(stamps[0], Tensor):
         return in_one_unit(stamps, [f"sequence {number} of X: " for number in range(len(stamps))], time_unit)
     dtypes = {part.dtype for part in stamps}
     if len(dtypes) > 1:
@@ -247,6 +253,10 @@ def _alike(stamps: list[Any], time_unit: str | None) -> tuple[list[Tensor], str 
                 )
         stamps = [part.to(wide) for part in stamps]
     return stamps, None
+
+
+def _kind_of(stamps: Tensor | NDArray[Any]) -> str:
+    return "number" if isinstance(stamps, Tensor) else {"M": "date", "m": "duration"}[stamps.dtype.kind]
 
 
 def _holds(dtype: torch.dtype, times: Tensor) -> bool:
@@ -266,10 +276,9 @@ def with_queries(
 
     Args:
         events: N sequences of floating values.
-        queries: N times (Q,) of each sequence, in the unit of the sequences' times; dates become integers as in
-            `as_events`.
+        queries: N times (Q,) of each sequence, in the unit of the sequences' times; or dates, with `time_unit`.
         targets: N targets (Q,) or (Q, K) at those times, NaN or None where there is none; None: there are none yet.
-        time_unit: the unit of the sequences' times, where queries are dates.
+        time_unit: the unit of the sequences' times, where queries are dates: "s", "ms", "us" or "ns".
 
     Returns:
         The sequences with their queries, by time, a query after the measurements of the same time; for each of its
@@ -310,11 +319,12 @@ def _query_times(events: EventBatch, queries: list[Any], time_unit: str | None) 
         name = f"queries of sequence {number}"
         stamps = _named(name, as_stamps, query)
         if isinstance(stamps, np.ndarray):
-            if events.times.is_floating_point():
+            if time_unit not in TIME_UNITS or events.times.is_floating_point():
                 raise TypeError(
-                    f"{name} are dates, and times are {events.times.dtype}: give them in the unit of the times"
+                    f"{name} are {_kind_of(stamps)}s, and times are {events.times.dtype} of a unit that is not known: "
+                    f"name it with time_unit='ns' where as_events made them, or give queries in that unit"
                 )
-            counts = _named(name, lambda part: exactly(part, time_unit or "ns").astype(np.int64), stamps)
+            counts = _named(name, lambda part: exactly(part, str(time_unit)).astype(np.int64), stamps)
             stamps = _named(name, as_stamps, counts)
         if stamps.dim() != 1:
             raise ValueError(
