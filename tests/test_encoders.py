@@ -125,6 +125,8 @@ def test_token_encoder() -> None:
     for channel in (3.0, -1.0):
         with pytest.raises(ValueError, match="channel numbers should be from 0 to 2"):
             encoder(torch.tensor([channel, 1.0]))
+    with pytest.raises(ValueError, match="channel numbers should be whole numbers"):
+        encoder(torch.tensor([0.5, 1.0]))
     with pytest.raises(ValueError, match="tokens should be"):
         encoder(torch.zeros(2, 3))
 
@@ -152,6 +154,12 @@ def test_addresses_outside_the_sensor(address: list[int], factorized: bool) -> N
         AddressEncoder(5, 3, 2, factorized=factorized)(torch.tensor(address))
     with pytest.raises(ValueError, match=r"addresses should be \(..., 3\)"):
         AddressEncoder(5, 3, 2)(torch.zeros(4, 2))
+
+
+@pytest.mark.parametrize("wrong", [1.5, NAN])
+def test_addresses_are_whole(wrong: float) -> None:
+    with pytest.raises(ValueError, match="x, y and polarity should be whole numbers"):
+        AddressEncoder(5, 3, 2)(torch.tensor([[0.0, 1.0, 0.0], [wrong, 1.0, 0.0]]))
 
 
 def test_last_measurements_are_carried_forward_within_a_sequence() -> None:

@@ -269,3 +269,26 @@ def test_what_cannot_be_scaled_is_named(what: str) -> None:
     (static if what == "static features" else targets)[2] = torch.inf
     with pytest.raises(ValueError, match=f"{what}: values of channel 0 are infinite"):
         SequenceNetwork(config).fit_(EventDataset(events(), None, static), targets=targets)
+
+
+def test_intervals_of_integers_are_exact() -> None:
+    """Beyond 2**53 as integers, and beyond 2**31 for those of 32 bits."""
+    start = 1_700_000_000_000_000_001
+    fast = EventBatch(torch.zeros(4, 1), start + torch.tensor([0, 30, 60, 90]), torch.tensor([0, 4]))
+    net = SequenceNetwork(NetworkConfig(("a",), 1, hidden_size=4, ratio_on=1.0)).fit_times_(fast)
+    assert net.time_scale == 30.0
+    far = torch.tensor([[-(2**31), 2**31 - 1]], dtype=torch.int32)
+    values, lengths = torch.zeros(1, 2, 1), torch.tensor([2])
+    assert torch.equal(net(values, far, lengths), net(values, far.long(), lengths))
+    assert net._inputs(values, far)[0, 1, -1] > 10.0
+
+
+def test_integer_values_on_a_large_offset() -> None:
+    values = torch.arange(8).reshape(1, 8, 1)
+    outputs = []
+    for offset in (0, 1_700_000_000):
+        torch.manual_seed(0)
+        net = SequenceNetwork(NetworkConfig(("a",), 1, hidden_size=4, ratio_on=0.5))
+        batch = EventBatch.from_padded(values + offset, torch.arange(8))
+        outputs.append(net.fit_(EventDataset(batch))(*batch.padded()))
+    torch.testing.assert_close(outputs[0], outputs[1])

@@ -208,8 +208,8 @@ class SequenceNetwork(KeepsBuffersWide):
         _, times, lengths = sample.padded()
         self.rnn.fit_gates_(times, lengths)
         # By time, as for the gates: where all go back, there would be no interval.
-        gaps = torch.cat([stamps.double().sort().values.diff() for _, stamps in sample])
-        self.time_scale.copy_(gaps[gaps > 0].median())
+        gaps = torch.cat([_wide_times(stamps).sort().values.diff() for _, stamps in sample])
+        self.time_scale.copy_(gaps[gaps > 0].double().median())
         return self
 
     def forward(self, values: Tensor, times: Tensor, lengths: Tensor, static: Tensor | None = None) -> Tensor:
@@ -246,18 +246,18 @@ class SequenceNetwork(KeepsBuffersWide):
         if static is not None and self.static_scale is not None:
             if static.shape[-1] != len(self.config.static):
                 raise ValueError(f"static should be of shape (N, {len(self.config.static)}), got {tuple(static.shape)}")
-            wide = torch.promote_types(torch.promote_types(static.dtype, inputs.dtype), torch.float32)
-            features = self.mask(self.static_scale(static.to(wide))).to(inputs.dtype)
+            wide = static.to(_wide_kind(static, inputs.dtype))
+            features = self.mask(self.static_scale(wide)).to(inputs.dtype)
             parts.append(features.unsqueeze(1).expand(-1, inputs.shape[1], -1) if self.config.per_step else features)
         return self.head(self.dropout(torch.cat(parts, dim=-1)))
 
     def _inputs(self, values: Tensor, times: Tensor) -> Tensor:
+        times = times if times.is_floating_point() else _wide_times(times)
         since = torch.diff(times, dim=1, prepend=times[:, :1]).clamp(min=0).to(self.time_scale.dtype) / self.time_scale
         weight: Any = self.rnn.weight_ih_l0
         kind = weight.dtype
         # Narrowed to the weights' type after the mean is off, which may be most of their digits.
-        wide = torch.promote_types(torch.promote_types(values.dtype, kind), torch.float32)
-        scaled = self.mask(self.scale(values.to(wide)).to(kind))
+        scaled = self.mask(self.scale(values.to(_wide_kind(values, kind))).to(kind))
         return torch.cat([scaled, since.log1p().unsqueeze(-1).to(kind)], dim=-1)
 
     def save(self, folder: str | Path) -> None:
@@ -301,6 +301,18 @@ class SequenceNetwork(KeepsBuffersWide):
         ):
             raise RunError(f"{path / MODEL} and {path / CONFIG} are of two models: save the model again")
         return network.eval()
+
+
+def _wide_times(times: Tensor) -> Tensor:
+    # Differences of integers are exact only as integers.
+    return times.double() if times.is_floating_point() else times.long()
+
+
+def _wide_kind(values: Tensor, weights: torch.dtype) -> torch.dtype:
+    """The type in which values are scaled: theirs or that of the weights, and at least one that holds them."""
+    if not values.is_floating_point():
+        return torch.float64
+    return torch.promote_types(torch.promote_types(values.dtype, weights), torch.float32)
 
 
 def measured_channels(events: EventBatch) -> Tensor:

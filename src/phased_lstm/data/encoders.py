@@ -227,6 +227,13 @@ def event_tokens(batch: EventBatch) -> EventBatch:
     return EventBatch(tokens, batch.times[rows], before[batch.offsets])
 
 
+def _whole(numbers: Tensor, name: str) -> Tensor:
+    whole = numbers.long()
+    if numbers.is_floating_point():
+        require((whole == numbers).all(), f"{name} should be whole numbers")
+    return whole
+
+
 class TokenEncoder(nn.Module):
     """An event token (channel number, value) becomes embedding[channel] + value * slope[channel].
 
@@ -249,11 +256,11 @@ class TokenEncoder(nn.Module):
         """Return (..., E) for tokens (..., 2) as `event_tokens` makes them.
 
         Raises:
-            ValueError: another shape, or a channel that is not in the vocabulary.
+            ValueError: another shape, or a channel that is no whole number or not in the vocabulary.
         """
         if tokens.dim() == 0 or tokens.shape[-1] != 2:
             raise ValueError(f"tokens should be (..., 2): channel number and value; got {tuple(tokens.shape)}")
-        channels = tokens[..., 0].long()
+        channels = _whole(tokens[..., 0], "channel numbers")
         require(
             ((channels >= 0) & (channels < self.num_channels)).all(),
             f"channel numbers should be from 0 to {self.num_channels - 1}",
@@ -289,11 +296,11 @@ class AddressEncoder(nn.Module):
         """Return (..., E) for addresses (..., 3): x, y, polarity, whole numbers of any dtype.
 
         Raises:
-            ValueError: another shape, or an address outside the sensor.
+            ValueError: another shape, or an address that is no whole number or outside the sensor.
         """
         if addresses.dim() == 0 or addresses.shape[-1] != 3:
             raise ValueError(f"addresses should be (..., 3): x, y, polarity; got {tuple(addresses.shape)}")
-        whole = addresses.long()
+        whole = _whole(addresses, "x, y and polarity")
         limits = torch.tensor(self.sizes, device=whole.device)
         require(
             ((whole >= 0) & (whole < limits)).all(),
