@@ -181,6 +181,15 @@ def test_y_of_other_forms() -> None:
     assert PhasedLSTMRegressor(**SMALL).fit(X, Y[:, None]).predict(X).shape == (12, 1)
 
 
+def test_scores_compare_classes_of_one_kind() -> None:
+    X = pairs()
+    classifier = PhasedLSTMClassifier(**SMALL, per_step=True).fit(X, [np.arange(7) % 2] * 12)
+    with pytest.raises((TypeError, ValueError), match=r"mix|Mix|different types"):
+        classifier.score(X, [[str(number % 2) for number in range(7)]] * 12)
+    plain = PhasedLSTMClassifier(**SMALL).fit(X, Y)
+    assert plain.score(iter(X), Y) == plain.score(X, Y)
+
+
 def test_what_is_kept_is_not_changed_from_outside() -> None:
     X, static, y = pairs(), np.ones((12, 1), np.float32), Y.astype(np.float64)
     regressor = PhasedLSTMRegressor(**SMALL).partial_fit(X, y, static=static)

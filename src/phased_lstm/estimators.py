@@ -7,6 +7,7 @@ gates are fitted to the training part of each split, and a network is the same f
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -271,6 +272,11 @@ class _PhasedEstimator(BaseEstimator):  # type: ignore[misc]
         return np.split(rows, events.offsets[1:-1].numpy()) if self.per_step else rows
 
 
+def _reusable(X: Any) -> Any:
+    """X as it is, or as a list where it could be gone through once only."""
+    return list(X) if isinstance(X, Iterator) else X
+
+
 class PhasedLSTMClassifier(ClassifierMixin, _PhasedEstimator):  # type: ignore[misc]
     """Classifies sequences, or their steps.
 
@@ -410,11 +416,12 @@ class PhasedLSTMClassifier(ClassifierMixin, _PhasedEstimator):  # type: ignore[m
 
     def score(self, X: Any, y: Any, static: Any = None) -> float:
         """Return the accuracy; with per_step, over the steps that have a class."""
+        X = _reusable(X)
         data, predicted = self._known_data(X, static), self.predict(X, static)
         flat, missing = self._classes_of(data.events, y)
-        if not self.per_step:
-            return float(accuracy_score(flat, predicted))
-        return float((np.concatenate(predicted)[~missing] == flat[~missing]).mean())
+        return float(
+            accuracy_score(flat[~missing], (np.concatenate(predicted) if self.per_step else predicted)[~missing])
+        )
 
     def _classes_of(self, events: EventBatch, y: Any) -> tuple[NDArray[Any], NDArray[Any]]:
         """Classes as given, and where there are none."""
@@ -498,6 +505,7 @@ class PhasedLSTMRegressor(RegressorMixin, _PhasedEstimator):  # type: ignore[mis
 
     def score(self, X: Any, y: Any, static: Any = None) -> float:
         """Return R2 over the sequences, or with per_step the steps, that have all targets."""
+        X = _reusable(X)
         data, predicted = self._known_data(X, static), self.predict(X, static)
         targets = self._targets(data.events, y).numpy()
         known = ~np.isnan(targets.reshape(len(targets), -1)).any(axis=1)

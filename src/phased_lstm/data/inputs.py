@@ -256,7 +256,7 @@ def _alike(stamps: list[Any], time_unit: str | None) -> tuple[list[Tensor], str 
 
 
 def _kind_of(stamps: Tensor | NDArray[Any]) -> str:
-    return "number" if isinstance(stamps, Tensor) else {"M": "date", "m": "duration"}[stamps.dtype.kind]
+    return "number" if isinstance(stamps, Tensor) else _DATES[stamps.dtype.kind]
 
 
 def _holds(dtype: torch.dtype, times: Tensor) -> bool:
@@ -308,7 +308,8 @@ def with_queries(
         order = joined.sort(stable=True).indices
         blank = values.new_full((len(asked), values.shape[1]), torch.nan)
         pairs.append((torch.cat([values, blank])[order], joined[order]))
-        labels.append(torch.cat([wanted.new_full((len(times), *wanted.shape[1:]), torch.nan), wanted])[order])
+        own = wanted.new_full((len(times), *wanted.shape[1:]), torch.nan)
+        labels.append(torch.cat([own, wanted])[order.to(wanted.device)])
         masks.append((torch.arange(len(joined), device=joined.device) >= len(times))[order])
     return EventBatch.from_sequences(pairs), labels, torch.cat(masks)
 
