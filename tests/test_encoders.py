@@ -63,6 +63,22 @@ def test_standardizer_travels_with_the_state_dict() -> None:
     assert Standardizer(3)(values).nan_to_num(7).equal(values.nan_to_num(7))
 
 
+def test_standardizer_moves_where_there_is_no_float64() -> None:
+    def to_a_device_of_float32(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.dtype == torch.float64:
+            raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
+        return tensor.clone()
+
+    scale = Standardizer(1).fit_(torch.tensor([[1.0], [3.0]]))
+    scale._apply(to_a_device_of_float32)
+    assert scale(torch.tensor([[3.0]])).tolist() == [[1.0]]
+
+
+def test_standardizer_names_a_channel_that_is_too_large() -> None:
+    with pytest.raises(ValueError, match="values of channel 1 are too large for a deviation"):
+        Standardizer(2).fit_(torch.tensor([[1.0, 1e200], [2.0, -1e200]], dtype=torch.float64))
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -109,6 +125,8 @@ def test_token_encoder() -> None:
     for channel in (3.0, -1.0):
         with pytest.raises(ValueError, match="channel numbers should be from 0 to 2"):
             encoder(torch.tensor([channel, 1.0]))
+    with pytest.raises(ValueError, match="channel numbers should be whole numbers"):
+        encoder(torch.tensor([0.5, 1.0]))
     with pytest.raises(ValueError, match="tokens should be"):
         encoder(torch.zeros(2, 3))
 
@@ -136,6 +154,12 @@ def test_addresses_outside_the_sensor(address: list[int], factorized: bool) -> N
         AddressEncoder(5, 3, 2, factorized=factorized)(torch.tensor(address))
     with pytest.raises(ValueError, match=r"addresses should be \(..., 3\)"):
         AddressEncoder(5, 3, 2)(torch.zeros(4, 2))
+
+
+@pytest.mark.parametrize("wrong", [1.5, NAN])
+def test_addresses_are_whole(wrong: float) -> None:
+    with pytest.raises(ValueError, match="x, y and polarity should be whole numbers"):
+        AddressEncoder(5, 3, 2)(torch.tensor([[0.0, 1.0, 0.0], [wrong, 1.0, 0.0]]))
 
 
 def test_last_measurements_are_carried_forward_within_a_sequence() -> None:

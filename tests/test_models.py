@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,14 @@ from torch import Tensor
 
 from phased_lstm.data import EventBatch, EventDataset
 from phased_lstm.errors import RunError
-from phased_lstm.models import NetworkConfig, SequenceNetwork, gate_sample, suggested_ratio
+from phased_lstm.models import (
+    NetworkConfig,
+    SequenceNetwork,
+    gate_sample,
+    measured_channels,
+    suggested_ratio,
+    warn_of_absent_channels,
+)
 
 CHANNELS = ("hr", "bp")
 
@@ -166,3 +175,120 @@ def test_the_sample_for_gates_is_bounded() -> None:
 @pytest.mark.parametrize(("length", "ratio"), [(20, 0.2), (100, 0.1), (499, 0.1), (500, 0.05)])
 def test_short_sequences_get_a_larger_ratio(length: int, ratio: float) -> None:
     assert suggested_ratio(torch.tensor([length] * 3)) == ratio
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("options", [{}, {"per_step": True, "static": ("age",)}, {"target": "regression"}])
+def test_scales_keep_their_digits_in_a_network_of_another_type(dtype: torch.dtype, options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    config = NetworkConfig(**{"channels": ("p",), "outputs": 2, "hidden_size": 8, "ratio_on": 0.3} | options)
+    # Pascals and microseconds: neither fits the range, or the digits, of 16 bits.
+    values = torch.randn(4, 20, 1) * 2e4 + 101_325.0
+    times = (torch.rand(4, 20, dtype=torch.float64) * 3.6e9).sort(1).values.long()
+    static = torch.randn(4, 1) + 1e5 if config.static else None
+    net = SequenceNetwork(config)
+    net.fit_(EventDataset(EventBatch.from_padded(values, times), None, static), targets=torch.randn(4, 2) * 1e6 + 1e6)
+    net.eval()
+    inputs = (values, times, torch.full((4,), 20), static)
+    cast = copy.deepcopy(net).to(dtype)
+    again = copy.deepcopy(cast).float()
+    for name in ("scale", "static_scale", "target_scale"):
+        scale = getattr(net, name)
+        if scale is not None:
+            for other in (cast, again):
+                assert torch.equal(getattr(other, name).mean, scale.mean)
+                assert torch.equal(getattr(other, name).std, scale.std)
+    assert cast.time_scale == net.time_scale
+    assert cast.head.weight.dtype == dtype
+    torch.testing.assert_close(cast(*inputs).float(), net(*inputs), rtol=0, atol=0.03)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_a_network_is_loaded_in_the_type_in_which_it_was_saved(tmp_path: Path, dtype: torch.dtype) -> None:
+    net = network(head_size=3).to(dtype).eval()
+    net.save(tmp_path)
+    loaded = SequenceNetwork.load(tmp_path)
+    inputs = events().padded()
+    assert torch.equal(loaded(*inputs), net(*inputs))
+    assert {name: part.dtype for name, part in loaded.state_dict().items()} == {
+        name: part.dtype for name, part in net.state_dict().items()
+    }
+
+
+def test_a_narrow_checkpoint_is_widened_where_it_is_assigned() -> None:
+    net = network()
+    narrow = {name: part.half() if part.is_floating_point() else part for name, part in net.state_dict().items()}
+    other = network()
+    other.load_state_dict(narrow, assign=True)
+    assert other.scale.mean.dtype == other.time_scale.dtype == torch.float64
+    assert other.head.weight.dtype == torch.float16
+
+
+def test_values_on_a_large_offset_give_what_they_give_without() -> None:
+    batch = events()
+    outputs = []
+    for offset in (0.0, 1.7e9):
+        torch.manual_seed(3)
+        # Differences of binary fractions, so that adding the offset rounds nothing.
+        values = (batch.values * 64).round().double() / 64 + offset
+        net = SequenceNetwork(NetworkConfig(CHANNELS, 2, hidden_size=8, ratio_on=0.4))
+        moved = EventBatch(values, batch.times, batch.offsets)
+        outputs.append(net.fit_(EventDataset(moved))(*moved.padded()))
+    assert outputs[0].dtype == torch.float32
+    torch.testing.assert_close(outputs[0], outputs[1], rtol=1e-5, atol=1e-6)
+
+
+def test_times_that_all_go_back_have_a_scale() -> None:
+    forward = EventBatch(torch.zeros(7, 1), torch.tensor([0, 2, 4, 10, 1000, 1003, 1005]), torch.tensor([0, 4, 4, 7]))
+    back = EventBatch(forward.values, -forward.times, forward.offsets)
+    net = SequenceNetwork(NetworkConfig(("a",), 1, hidden_size=4, ratio_on=1.0)).fit_times_(back)
+    assert net.time_scale == 2.0
+    assert net(*back.padded()).isfinite().all()
+
+
+def test_channels_that_prediction_lacks_are_named() -> None:
+    batch = events()
+    net = network()
+    values = batch.values.clone()
+    values[:, 1] = torch.nan
+    lacking = EventBatch(values, batch.times, batch.offsets)
+    with pytest.warns(UserWarning, match="1 of 2 channels have no value at all here and had some in training: bp"):
+        warn_of_absent_channels(net, measured_channels(lacking))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_absent_channels(net, measured_channels(batch))
+        # Some part has them, or training had none either.
+        warn_of_absent_channels(net, measured_channels(lacking) | measured_channels(batch))
+        warn_of_absent_channels(network().fit_(EventDataset(lacking)), measured_channels(lacking))
+
+
+@pytest.mark.parametrize("what", ["static features", "targets"])
+def test_what_cannot_be_scaled_is_named(what: str) -> None:
+    config = NetworkConfig(CHANNELS, 1, target="regression", static=("age",), hidden_size=4, ratio_on=0.5)
+    static, targets = torch.randn(6, 1), torch.randn(6, 1)
+    (static if what == "static features" else targets)[2] = torch.inf
+    with pytest.raises(ValueError, match=f"{what}: values of channel 0 are infinite"):
+        SequenceNetwork(config).fit_(EventDataset(events(), None, static), targets=targets)
+
+
+def test_intervals_of_integers_are_exact() -> None:
+    """Beyond 2**53 as integers, and beyond 2**31 for those of 32 bits."""
+    start = 1_700_000_000_000_000_001
+    fast = EventBatch(torch.zeros(4, 1), start + torch.tensor([0, 30, 60, 90]), torch.tensor([0, 4]))
+    net = SequenceNetwork(NetworkConfig(("a",), 1, hidden_size=4, ratio_on=1.0)).fit_times_(fast)
+    assert net.time_scale == 30.0
+    far = torch.tensor([[-(2**31), 2**31 - 1]], dtype=torch.int32)
+    values, lengths = torch.zeros(1, 2, 1), torch.tensor([2])
+    assert torch.equal(net(values, far, lengths), net(values, far.long(), lengths))
+    assert net._inputs(values, far)[0, 1, -1] > 10.0
+
+
+def test_integer_values_on_a_large_offset() -> None:
+    values = torch.arange(8).reshape(1, 8, 1)
+    outputs = []
+    for offset in (0, 1_700_000_000):
+        torch.manual_seed(0)
+        net = SequenceNetwork(NetworkConfig(("a",), 1, hidden_size=4, ratio_on=0.5))
+        batch = EventBatch.from_padded(values + offset, torch.arange(8))
+        outputs.append(net.fit_(EventDataset(batch))(*batch.padded()))
+    torch.testing.assert_close(outputs[0], outputs[1])

@@ -10,7 +10,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ._checks import Oscillation, check_flag, check_floating, check_size, check_time_values, is_plain
+from ._checks import (
+    Oscillation,
+    check_flag,
+    check_floating,
+    check_gate_options,
+    check_size,
+    check_time_values,
+    is_plain,
+)
 from ._parametrisation import gate_values_and_factors
 from .functional import NARROW_DTYPES, apply_gru, apply_lstm, autocasting
 from .gate import PERIOD_INIT_MAX, PERIOD_INIT_MIN, TimeGate
@@ -61,17 +69,13 @@ class PhasedModule(nn.Module):
         self, input_size: int, hidden_size: int, bias: bool, peephole: bool, backend: str, gate_options: dict[str, Any]
     ) -> None:
         super().__init__()
-        check_size("input_size", input_size)
-        check_size("hidden_size", hidden_size)
-        check_flag("bias", bias)
-        check_flag("peephole", peephole)
+        self.input_size = check_size("input_size", input_size)
+        self.hidden_size = check_size("hidden_size", hidden_size)
+        self.bias = check_flag("bias", bias)
+        self.peephole = check_flag("peephole", peephole)
         check_backend_name(backend)
-        self.input_size = input_size
-        self.hidden_size = hidden_size
-        self.bias = bias
-        self.peephole = peephole
         self.backend = backend
-        self._gate_options = gate_options
+        self._gate_options = check_gate_options(**gate_options)
         self._gate_names: list[str] = []
         self._kept: dict[str, _Kept] = {}
         # Warnings that were given.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -18,12 +19,21 @@ RATIO_MIN = 1e-6
 LARGEST_INTEGER_TIME = (1 << 62) - 1
 
 
-def check_size(name: str, value: object) -> None:
-    """Raise unless `value` is a positive int, with torch.nn.LSTM's messages."""
-    if not isinstance(value, int) or isinstance(value, bool):
+def plain(value: Any) -> Any:
+    """Return a scalar of numpy or torch, or an array of no dimensions, as the Python number or bool that it holds."""
+    if type(value) in (bool, int, float, str) or value is None:
+        return value
+    if getattr(value, "shape", None) == () and hasattr(value, "item"):
+        return value.item()
+    return value
+
+
+def check_integer(name: str, value: object) -> int:
+    """Return an integer of any library as an int, else raise TypeError, with torch.nn.LSTM's message."""
+    number = plain(value)
+    if not isinstance(number, numbers.Integral) or isinstance(number, bool):
         raise TypeError(f"{name} should be of type int, got: {type(value).__name__}")
-    if value <= 0:
-        raise ValueError(f"{name} must be greater than zero, got {value}")
+    return int(number)
 
 
 def check_floating(dtype: torch.dtype | None) -> None:
@@ -32,14 +42,38 @@ def check_floating(dtype: torch.dtype | None) -> None:
         raise ValueError(f"dtype should be a floating one, got {dtype}: a phase and its gate are real numbers")
 
 
-def check_leak_and_oscillation(leak: float, oscillation: str) -> None:
-    """Raise a TypeError or ValueError unless both are valid."""
-    if isinstance(leak, bool) or not isinstance(leak, (int, float)):
-        raise TypeError(f"leak should be a number, got: {type(leak).__name__}")
+def check_size(name: str, value: object) -> int:
+    """Return a positive integer of any library as an int, else raise, with torch.nn.LSTM's messages."""
+    size = check_integer(name, value)
+    if size <= 0:
+        raise ValueError(f"{name} must be greater than zero, got {size}")
+    return size
+
+
+def check_number(name: str, value: object, wanted: str = "a number") -> float:
+    """Return a real number of any library as a float, else raise TypeError."""
+    number = plain(value)
+    if isinstance(number, bool) or not isinstance(number, numbers.Real):
+        raise TypeError(f"{name} should be {wanted}, got: {type(value).__name__}")
+    return float(number)
+
+
+def check_flag(name: str, value: object) -> bool:
+    """Return True or False of any library as a bool, else raise TypeError."""
+    flag = plain(value)
+    if not isinstance(flag, bool):
+        raise TypeError(f"{name} should be of type bool, got: {type(value).__name__}")
+    return flag
+
+
+def check_leak_and_oscillation(leak: float, oscillation: str) -> float:
+    """Return the leak as a float, or raise a TypeError or ValueError unless both are valid."""
+    leak = check_number("leak", leak)
     if not 0.0 <= leak <= 1.0:
         raise ValueError(f"leak should be in [0, 1], got {leak}")
     if oscillation not in OSCILLATIONS:
         raise ValueError(f"oscillation should be one of {', '.join(OSCILLATIONS)}, got {oscillation!r}")
+    return leak
 
 
 def check_gate_options(
@@ -49,17 +83,16 @@ def check_gate_options(
     period_init_min: float,
     period_init_max: float,
     oscillation: str,
-) -> None:
-    """Raise a TypeError or ValueError that names the first gate option out of range."""
-    numbers = {
-        "ratio_on": ratio_on,
-        "period_init_min": period_init_min, "period_init_max": period_init_max,
-    }  # fmt: skip
-    for name, value in numbers.items():
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise TypeError(f"{name} should be a number, got: {type(value).__name__}")
-    if not isinstance(trainable_ratio_on, bool):
-        raise TypeError(f"trainable_ratio_on should be of type bool, got: {type(trainable_ratio_on).__name__}")
+) -> dict[str, Any]:
+    """Return the options of a gate by name, as plain numbers and bools.
+
+    Raises:
+        TypeError, ValueError: naming the first that is out of range.
+    """
+    ratio_on = check_number("ratio_on", ratio_on)
+    period_init_min = check_number("period_init_min", period_init_min)
+    period_init_max = check_number("period_init_max", period_init_max)
+    trainable_ratio_on = check_flag("trainable_ratio_on", trainable_ratio_on)
     if not (RATIO_MIN <= ratio_on <= 1.0):
         raise ValueError(
             f"ratio_on should be in [{RATIO_MIN:g}, 1], the share of a period that is open, got {ratio_on}"
@@ -69,7 +102,11 @@ def check_gate_options(
             f"period_init_min and period_init_max should be positive, finite and in this order, "
             f"got {period_init_min} and {period_init_max}"
         )
-    check_leak_and_oscillation(leak, oscillation)
+    leak = check_leak_and_oscillation(leak, oscillation)
+    return {
+        "leak": leak, "ratio_on": ratio_on, "trainable_ratio_on": trainable_ratio_on,
+        "period_init_min": period_init_min, "period_init_max": period_init_max, "oscillation": str(oscillation),
+    }  # fmt: skip
 
 
 def check_time_dtype(times: object) -> Tensor:
@@ -137,11 +174,12 @@ def check_lengths(lengths: Tensor | Sequence[int], batch: int, steps: int, devic
     if not isinstance(lengths, Tensor):
         if not isinstance(lengths, Sequence):
             raise TypeError(f"lengths should be a tensor or a sequence of int, got: {type(lengths).__name__}")
+        lengths = [plain(length) for length in lengths]
         if any(isinstance(length, bool) or not isinstance(length, int) for length in lengths):
             raise TypeError(f"lengths should be a tensor or a sequence of int, got: {lengths!r}")
         if any(not 0 <= length <= steps for length in lengths):
-            raise ValueError(f"lengths should be from 0 to {steps}, the number of steps, got {list(lengths)}")
-        lengths = torch.tensor(list(lengths), dtype=torch.int64, device=device)
+            raise ValueError(f"lengths should be from 0 to {steps}, the number of steps, got {lengths}")
+        lengths = torch.tensor(lengths, dtype=torch.int64, device=device)
     if lengths.dtype not in (torch.int32, torch.int64):
         raise ValueError(f"lengths should be int32 or int64, got {lengths.dtype}")
     if lengths.shape != (batch,):
@@ -161,11 +199,6 @@ def check_units(name: str, values: Tensor, valid: Tensor, wanted: str) -> None:
     if not bool(valid.all()):
         unit = int((~valid).nonzero()[0])
         raise ValueError(f"{name} should be {wanted}, got {values[unit].item()} for unit {unit}")
-
-
-def check_flag(name: str, value: object) -> None:
-    if not isinstance(value, bool):
-        raise TypeError(f"{name} should be of type bool, got: {type(value).__name__}")
 
 
 def require(

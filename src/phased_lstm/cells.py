@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ._base import PEEPHOLES, PhasedModule, gate_options
-from ._checks import LARGEST_INTEGER_TIME, Oscillation, check_time_dtype, is_plain
+from ._checks import LARGEST_INTEGER_TIME, Oscillation, check_time_dtype, is_plain, plain
 from ._time_warnings import warn_of_grid
 from .functional import check_sequence
 from .gate import PERIOD_INIT_MAX, PERIOD_INIT_MIN
@@ -38,7 +38,7 @@ class PhasedCell(PhasedModule):
         factory: dict[str, Any],
     ) -> None:
         super().__init__(input_size, hidden_size, bias, peephole, backend, gate_options)
-        self._add_weights("", input_size, factory)
+        self._add_weights("", self.input_size, factory)
         self.reset_parameters()
 
     def _step(self, input: Tensor, hx: Any, times: Tensor | float | None) -> tuple[Tensor, ...]:
@@ -126,6 +126,7 @@ class PhasedCell(PhasedModule):
                 f"{self._name} needs times, the time stamp of this step: a cell keeps no count of its calls, "
                 f"and without a time its gate would stand still"
             )
+        times = times if isinstance(times, Tensor) else plain(times)
         if isinstance(times, (int, float)) and not isinstance(times, bool):
             if isinstance(times, int) and abs(times) > LARGEST_INTEGER_TIME:
                 raise ValueError(f"integer times should be within 2**62 of zero, got {times}")

@@ -6,6 +6,9 @@ gates are fitted to the training part of each split, and a network is the same f
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
@@ -13,23 +16,41 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ._checks import check_flag, check_number, check_size
+from .data.encoders import needs_double
 from .data.events import EventBatch
-from .data.inputs import as_events
+from .data.inputs import as_static, back_in_time, gather, in_order_of_time, narrowest, warn_of_form
 from .data.loading import IGNORED_CLASS, EventDataset
 from .errors import missing_extra
-from .models import NetworkConfig, SequenceNetwork, suggested_ratio
+from .models import NetworkConfig, SequenceNetwork, measured_channels, suggested_ratio, warn_of_absent_channels
+from .training.diagnosis import cause_of_nan
 from .training.fitting import FitConfig, SequenceTask, fit_in_memory, predict
 from .training.splits import split_rows
+from .training.targets import as_classes, as_numbers, class_numbers
 
 try:
     from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
     from sklearn.metrics import accuracy_score, r2_score
     from sklearn.utils import check_random_state
     from sklearn.utils.class_weight import compute_class_weight
-    from sklearn.utils.multiclass import check_classification_targets
     from sklearn.utils.validation import check_is_fitted
 except ImportError as error:
     raise missing_extra("train", "scikit-learn") from error
+
+
+@dataclass(frozen=True)
+class _Form:
+    """What must be the same at prediction as in training.
+
+    Attributes:
+        time_unit: of times that were dates or durations.
+        double: whether values are float64.
+        double_static: whether static features are.
+    """
+
+    time_unit: str | None = None
+    double: bool | None = None
+    double_static: bool | None = None
 
 
 class _PhasedEstimator(BaseEstimator):  # type: ignore[misc]
@@ -97,25 +118,53 @@ class _PhasedEstimator(BaseEstimator):  # type: ignore[misc]
         tags.input_tags.allow_nan = True
         return tags
 
-    def _data(self, X: Any, static: Any) -> EventDataset:
-        """The sequences of X with their static features."""
-        events, own = as_events(X, keep_empty_steps=self.per_step)
+    def _data(self, X: Any, static: Any, form: _Form | None = None) -> tuple[EventDataset, _Form]:
+        """The sequences of X with their static features, by time; and their form, decided if none is given."""
+        per_step = check_flag("per_step", self.per_step)
+        gathered = gather(X, keep_empty_steps=per_step, time_unit=None if form is None else form.time_unit)
+        events, own = gathered.events.to("cpu"), gathered.static
         if static is not None:
             if own is not None:
                 raise ValueError("X has static features, and static= gives some again: give them once")
-            own = torch.as_tensor(np.asarray(static)).to(torch.float32)
-            if own.dim() != 2 or len(own) != len(events):
-                raise ValueError(f"static should be ({len(events)}, G), a row a sequence, got {tuple(own.shape)}")
-        return EventDataset(events, None, own)
+            own = as_static(static, len(events))
+        own = None if own is None else own.detach().cpu()
+        if form is not None and form.time_unit and gathered.from_pairs and gathered.time_unit is None:
+            warnings.warn(
+                f"times of X are numbers, and were dates in training: they are taken for counts of {form.time_unit}",
+                stacklevel=4,
+            )
+        if form is None:
+            warn_of_form(X, events)
+            form = _Form(gathered.time_unit, needs_double(events.values), own is not None and needs_double(own))
+        back = back_in_time(events)
+        if back is not None and per_step:
+            raise ValueError(
+                f"sequence {back} of X goes back in time: sort its steps, and the entries of y with them, as per_step "
+                f"has one for each"
+            )
+        events = in_order_of_time(events).to(narrowest(events.values, form.double))
+        beyond = events.values.isinf().any(dim=1).nonzero().flatten()
+        if len(beyond):
+            number = int(torch.searchsorted(events.offsets, beyond[0], right=True)) - 1
+            raise ValueError(f"sequence {number} of X has values beyond {torch.finfo(events.values.dtype).max:.3g}")
+        return EventDataset(events, None, None if own is None else own.to(narrowest(own, form.double_static))), form
+
+    @property
+    def _fitted_form(self) -> _Form:
+        # Estimators pickled before there was such a thing have none.
+        return getattr(self, "_form", _Form())
 
     def _known_data(self, X: Any, static: Any) -> EventDataset:
         """The same, checked against what the network was fitted to."""
         check_is_fitted(self, "network_")
-        data = self._data(X, static)
-        if data.events.num_features != self.n_features_in_:
+        data, _ = self._data(X, static, self._fitted_form)
+        found = data.events.num_features
+        if found != self.n_features_in_:
+            shape = tuple(getattr(X, "shape", ()))
+            swapped = len(shape) == 3 and shape[1] == self.n_features_in_
             raise ValueError(
-                f"X has {data.events.num_features} features, but {type(self).__name__} is expecting "
-                f"{self.n_features_in_} features as input"
+                f"X has {found} features, but {type(self).__name__} is expecting {self.n_features_in_} features as "
+                "input" + (f": an array is (N, T, F), and {shape} may be (N, F, T)" if swapped else "")
             )
         expected = len(self.network_.config.static)
         found = 0 if data.static is None else data.static.shape[1]
@@ -123,37 +172,34 @@ class _PhasedEstimator(BaseEstimator):  # type: ignore[misc]
             raise ValueError(f"{type(self).__name__} was fitted with {expected} static features, got {found}")
         return data
 
-    def _flat(self, events: EventBatch, y: Any, kind: Any) -> NDArray[Any]:
-        """Targets as one array, an entry for each sequence or, with per_step, each step."""
-        count, owner = (events.num_events, "step") if self.per_step else (len(events), "sequence")
+    def _outputs(self, data: EventDataset) -> Tensor:
+        warn_of_absent_channels(self.network_, measured_channels(data.events), stacklevel=3)
+        outputs = predict(self.network_, data, check_size("batch_size", self.batch_size))
+        wrong = (~outputs.isfinite()).any(dim=1).nonzero().flatten()
+        if len(wrong):
+            row = int(wrong[0])
+            number = int(torch.searchsorted(data.events.offsets, row, right=True)) - 1 if self.per_step else row
+            cause = cause_of_nan(self.network_, data[[number]]) or "the network's weights are not finite: fit it again"
+            raise ValueError(f"the prediction for sequence {number} of X is not finite: {cause}")
+        return outputs
+
+    def _lengths(self, events: EventBatch) -> list[int] | None:
+        return events.lengths.tolist() if self.per_step else None
+
+    def _require_y(self, y: Any) -> None:
         if y is None:
             raise ValueError(f"{type(self).__name__} requires y to be passed, but the target y is None")
-        if self.per_step:
-            parts = [np.asarray(part, dtype=kind) for part in y]
-            lengths = events.lengths.tolist()
-            for number, (part, length) in enumerate(zip(parts, lengths, strict=False)):
-                if len(part) != length:
-                    raise ValueError(
-                        f"y of sequence {number} should have {length} entries, one a step, got {len(part)}"
-                    )
-            if len(parts) != len(lengths):
-                raise ValueError(f"y should have an entry for each of the {len(lengths)} sequences, got {len(parts)}")
-            flat: NDArray[Any] = np.concatenate(parts)
-        else:
-            flat = np.asarray(y, dtype=kind)
-        if flat.ndim == 0 or len(flat) != count:
-            raise ValueError(f"y should have {count} entries, one for each {owner}, got shape {flat.shape}")
-        return flat
 
     def _split(self, labels: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
         """Numbers of the sequences for training, and of those for validation."""
         if not self.early_stopping:
             return torch.arange(count), torch.arange(0)
-        if not 0.0 < self.validation_fraction < 1.0:
-            raise ValueError(f"validation_fraction should be between 0 and 1, got {self.validation_fraction}")
+        fraction = check_number("validation_fraction", self.validation_fraction)
+        if not 0.0 < fraction < 1.0:
+            raise ValueError(f"validation_fraction should be between 0 and 1, got {fraction}")
         classes = labels if isinstance(self, ClassifierMixin) and not self.per_step else None
         try:
-            return split_rows(count, self.validation_fraction, seed, classes)
+            return split_rows(count, fraction, seed, classes)
         except ValueError as error:
             raise ValueError(f"{error} for validation: early_stopping=False uses all") from error
 
@@ -178,7 +224,9 @@ class _PhasedEstimator(BaseEstimator):  # type: ignore[misc]
             monitor=self.monitor, seed=seed,
         )  # fmt: skip
 
-    def _fit(self, data: EventDataset, labels: Tensor, outputs: int, target: Any, class_weight: Any = None) -> Self:
+    def _fit(
+        self, data: EventDataset, form: _Form, labels: Tensor, outputs: int, target: Any, class_weight: Any = None
+    ) -> Self:
         """Split, build, train."""
         seed = int(check_random_state(self.random_state).randint(1 << 30))
         whole = EventDataset(data.events, labels, data.static, per_step=self.per_step)
@@ -193,11 +241,14 @@ class _PhasedEstimator(BaseEstimator):  # type: ignore[misc]
             task = SequenceTask(network, train, valid, self._fit_config(seed), class_weight=class_weight)
             self.n_epochs_ = fit_in_memory(task, progress=self.verbose)
         self.n_features_in_ = data.events.num_features
+        self._form = form
         self.network_ = network.eval()
         self._optimizer: torch.optim.Optimizer | None = None
         return self
 
-    def _partial_fit(self, data: EventDataset, labels: Tensor, outputs: int, target: Any, weight: Any = None) -> Self:
+    def _partial_fit(
+        self, data: EventDataset, form: _Form, labels: Tensor, outputs: int, target: Any, weight: Any = None
+    ) -> Self:
         """One epoch over all of the data at a constant rate."""
         whole = EventDataset(data.events, labels, data.static, per_step=self.per_step)
         seed = int(check_random_state(self.random_state).randint(1 << 30)) + getattr(self, "n_epochs_", 0)
@@ -206,7 +257,7 @@ class _PhasedEstimator(BaseEstimator):  # type: ignore[misc]
             if not hasattr(self, "network_"):
                 network = SequenceNetwork(self._network_config(whole, outputs, target))
                 network.fit_(whole, targets=labels if target == "regression" else None)
-                self.network_, self._optimizer, self.n_epochs_ = network, None, 0
+                self.network_, self._optimizer, self.n_epochs_, self._form = network, None, 0, form
                 self.n_features_in_ = data.events.num_features
             config = self._fit_config(seed)
             config = FitConfig(**(vars(config) | {"epochs": 1, "cosine": False, "warmup": 0}))
@@ -219,6 +270,11 @@ class _PhasedEstimator(BaseEstimator):  # type: ignore[misc]
 
     def _by_sequence(self, events: EventBatch, rows: NDArray[Any]) -> Any:
         return np.split(rows, events.offsets[1:-1].numpy()) if self.per_step else rows
+
+
+def _reusable(X: Any) -> Any:
+    """X as it is, or as a list where it could be gone through once only."""
+    return list(X) if isinstance(X, Iterator) else X
 
 
 class PhasedLSTMClassifier(ClassifierMixin, _PhasedEstimator):  # type: ignore[misc]
@@ -315,14 +371,14 @@ class PhasedLSTMClassifier(ClassifierMixin, _PhasedEstimator):  # type: ignore[m
             TypeError, ValueError: X, y or static of another form or number, a single class, or a parameter out of
                 range.
         """
-        data = self._data(X, static)
+        data, form = self._data(X, static)
         flat, missing = self._classes_of(data.events, y)
         classes = np.unique(flat[~missing])
         if len(classes) < 2:
             raise ValueError(f"{type(self).__name__} needs at least 2 classes, got {len(classes)}: {classes.tolist()}")
         self.classes_ = classes
-        labels = self._numbers(flat, missing)
-        return self._fit(data, labels, len(classes), "classification", self._weights(labels))
+        labels = class_numbers(flat, missing, classes, IGNORED_CLASS)
+        return self._fit(data, form, labels, len(classes), "classification", self._weights(labels))
 
     def partial_fit(self, X: Any, y: Any, classes: Any = None, static: Any = None) -> Self:
         """Train one epoch on these sequences, at a constant learning rate; the first call fixes scale and gates.
@@ -339,18 +395,17 @@ class PhasedLSTMClassifier(ClassifierMixin, _PhasedEstimator):  # type: ignore[m
         fresh = not hasattr(self, "network_")
         if fresh and classes is None:
             raise ValueError("classes must be passed on the first call to partial_fit")
-        data = self._data(X, static) if fresh else self._known_data(X, static)
+        data, form = self._data(X, static) if fresh else (self._known_data(X, static), self._fitted_form)
         flat, missing = self._classes_of(data.events, y)
         if fresh:
-            self.classes_ = np.unique(classes)
-        labels = self._numbers(flat, missing)
-        return self._partial_fit(data, labels, len(self.classes_), "classification", self._weights(labels))
+            self.classes_ = np.unique(as_classes(classes, len(classes))[0])
+        labels = class_numbers(flat, missing, self.classes_, IGNORED_CLASS)
+        return self._partial_fit(data, form, labels, len(self.classes_), "classification", self._weights(labels))
 
     def predict_proba(self, X: Any, static: Any = None) -> Any:
         """Return probabilities (N, C) in the order of `classes_`, or with per_step a list of (L, C)."""
         data = self._known_data(X, static)
-        outputs = predict(self.network_, data, self.batch_size)
-        return self._by_sequence(data.events, outputs.double().softmax(1).numpy())
+        return self._by_sequence(data.events, self._outputs(data).double().softmax(1).numpy())
 
     def predict(self, X: Any, static: Any = None) -> Any:
         """Return classes (N,), or with per_step a list of (L,)."""
@@ -361,40 +416,26 @@ class PhasedLSTMClassifier(ClassifierMixin, _PhasedEstimator):  # type: ignore[m
 
     def score(self, X: Any, y: Any, static: Any = None) -> float:
         """Return the accuracy; with per_step, over the steps that have a class."""
-        predicted = self.predict(X, static)
-        if not self.per_step:
-            return float(accuracy_score(y, predicted))
-        events, _ = as_events(X, keep_empty_steps=True)
-        flat, missing = self._classes_of(events, y)
-        return float((np.concatenate(predicted)[~missing] == flat[~missing]).mean())
+        X = _reusable(X)
+        data, predicted = self._known_data(X, static), self.predict(X, static)
+        flat, missing = self._classes_of(data.events, y)
+        return float(
+            accuracy_score(flat[~missing], (np.concatenate(predicted) if self.per_step else predicted)[~missing])
+        )
 
     def _classes_of(self, events: EventBatch, y: Any) -> tuple[NDArray[Any], NDArray[Any]]:
         """Classes as given, and where there are none."""
-        flat = self._flat(events, y, object if self.per_step else None)
-        if not self.per_step:
-            check_classification_targets(flat)
-            return flat.ravel(), np.zeros(len(flat), bool)
-        missing = np.array([entry is None or entry != entry for entry in flat], bool)
-        known = np.array(flat[~missing].tolist())
-        filled = np.full(len(flat), known[0] if len(known) else 0, known.dtype)
-        filled[~missing] = known
-        return filled, missing
-
-    def _numbers(self, flat: NDArray[Any], missing: NDArray[Any]) -> Tensor:
-        unknown = ~np.isin(flat, self.classes_) & ~missing
-        if unknown.any():
-            raise ValueError(
-                f"y has the class {flat[unknown].tolist()[0]!r}, not among the classes {self.classes_.tolist()}"
-            )
-        numbers = np.searchsorted(self.classes_, flat)
-        return torch.from_numpy(np.where(missing, IGNORED_CLASS, numbers).astype(np.int64))
+        self._require_y(y)
+        return as_classes(y, len(events), self._lengths(events))
 
     def _weights(self, labels: Tensor) -> Tensor | None:
         if self.class_weight is None:
             return None
         known = self.classes_[labels[labels != IGNORED_CLASS].numpy()]
-        weights = compute_class_weight(self.class_weight, classes=self.classes_, y=known)
-        return torch.from_numpy(np.asarray(weights, np.float32))
+        weights = np.asarray(compute_class_weight(self.class_weight, classes=self.classes_, y=known), np.float64)
+        if not ((weights >= 0) & (weights <= np.finfo(np.float32).max)).all():
+            raise ValueError(f"class_weight should be finite and from 0 on, got {weights.tolist()}")
+        return torch.from_numpy(weights.astype(np.float32))
 
 
 class PhasedLSTMRegressor(RegressorMixin, _PhasedEstimator):  # type: ignore[misc]
@@ -430,9 +471,14 @@ class PhasedLSTMRegressor(RegressorMixin, _PhasedEstimator):  # type: ignore[mis
             TypeError, ValueError: X, y or static of another form or number, infinite targets, or a parameter out of
                 range.
         """
-        data = self._data(X, static)
+        data, form = self._data(X, static)
         labels = self._targets(data.events, y)
-        return self._fit(data, labels, labels.shape[1], "regression")
+        self._single = labels.dim() == 1
+        labels = labels.reshape(len(labels), -1)
+        unknown = labels.isnan().all(dim=0).nonzero().flatten()
+        if len(unknown):
+            raise ValueError(f"y has no number at all in column {int(unknown[0])}: all are missing")
+        return self._fit(data, form, labels, labels.shape[1], "regression")
 
     def partial_fit(self, X: Any, y: Any, static: Any = None) -> Self:
         """Train one epoch on these sequences, at a constant learning rate; the first call fixes scale and gates.
@@ -440,29 +486,32 @@ class PhasedLSTMRegressor(RegressorMixin, _PhasedEstimator):  # type: ignore[mis
         Raises:
             ValueError: as `fit`.
         """
-        data = self._known_data(X, static) if hasattr(self, "network_") else self._data(X, static)
+        fresh = not hasattr(self, "network_")
+        data, form = self._data(X, static) if fresh else (self._known_data(X, static), self._fitted_form)
         labels = self._targets(data.events, y)
-        return self._partial_fit(data, labels, labels.shape[1], "regression")
+        single, labels = labels.dim() == 1, labels.reshape(len(labels), -1)
+        if fresh:
+            self._single = single
+        elif labels.shape[1] != self.network_.config.outputs:
+            raise ValueError(f"y has {labels.shape[1]} targets, the first call had {self.network_.config.outputs}")
+        return self._partial_fit(data, form, labels, labels.shape[1], "regression")
 
     def predict(self, X: Any, static: Any = None) -> Any:
         """Return (N,) or (N, K) as y was, or with per_step a list of (L,) or (L, K)."""
         data = self._known_data(X, static)
         assert self.network_.target_scale is not None
-        outputs = self.network_.target_scale.inverse(predict(self.network_, data, self.batch_size).double()).numpy()
+        outputs = self.network_.target_scale.inverse(self._outputs(data).double()).numpy()
         return self._by_sequence(data.events, outputs[:, 0] if self._single else outputs)
 
     def score(self, X: Any, y: Any, static: Any = None) -> float:
-        """Return R2; with per_step, over the steps that have a target."""
-        predicted = self.predict(X, static)
-        if not self.per_step:
-            return float(r2_score(y, predicted))
-        flat = np.concatenate([np.asarray(part, np.float64) for part in y])
-        known = ~np.isnan(flat).any(axis=1) if flat.ndim == 2 else ~np.isnan(flat)
-        return float(r2_score(flat[known], np.concatenate(predicted)[known]))
+        """Return R2 over the sequences, or with per_step the steps, that have all targets."""
+        X = _reusable(X)
+        data, predicted = self._known_data(X, static), self.predict(X, static)
+        targets = self._targets(data.events, y).numpy()
+        known = ~np.isnan(targets.reshape(len(targets), -1)).any(axis=1)
+        flat = np.concatenate(predicted) if self.per_step else predicted
+        return float(r2_score(targets[known], flat[known]))
 
     def _targets(self, events: EventBatch, y: Any) -> Tensor:
-        flat = torch.from_numpy(self._flat(events, y, np.float64))
-        if bool(flat.isinf().any()):
-            raise ValueError("y has infinite entries: NaN means that there is no target")
-        self._single = flat.dim() == 1
-        return flat.unsqueeze(1) if self._single else flat
+        self._require_y(y)
+        return as_numbers(y, len(events), self._lengths(events))

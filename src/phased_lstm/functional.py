@@ -92,7 +92,7 @@ def phased_lstm(
     )
     if peephole is not None:
         _check_tensor("peephole", peephole, (3, hidden), input)
-    _check_options(leak, oscillation, reverse, return_sequence)
+    leak, reverse, return_sequence = _check_options(leak, oscillation, reverse, return_sequence)
     times, lengths = check_sequence(input, times, lengths)
     return apply_lstm(
         input, times, h0, c0, weight_ih, weight_hh, bias, period, shift, ratio_on,
@@ -152,7 +152,7 @@ def phased_gru(
         3, input, {"h0": h0}, weight_ih, weight_hh, {"bias_ih": bias_ih, "bias_hh": bias_hh},
         (period, shift, ratio_on),
     )  # fmt: skip
-    _check_options(leak, oscillation, reverse, return_sequence)
+    leak, reverse, return_sequence = _check_options(leak, oscillation, reverse, return_sequence)
     times, lengths = check_sequence(input, times, lengths)
     return apply_gru(
         input, times, h0, weight_ih, weight_hh, bias_ih, bias_hh, period, shift, ratio_on,
@@ -356,7 +356,6 @@ def _check_device(name: str, tensor: Tensor, like: Tensor) -> None:
         )
 
 
-def _check_options(leak: float, oscillation: str, reverse: object, return_sequence: object) -> None:
-    check_leak_and_oscillation(leak, oscillation)
-    check_flag("reverse", reverse)
-    check_flag("return_sequence", return_sequence)
+def _check_options(leak: float, oscillation: str, reverse: object, return_sequence: object) -> tuple[float, bool, bool]:
+    leak = check_leak_and_oscillation(leak, oscillation)
+    return leak, check_flag("reverse", reverse), check_flag("return_sequence", return_sequence)

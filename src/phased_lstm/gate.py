@@ -21,6 +21,8 @@ from ._checks import (
     Oscillation,
     check_floating,
     check_gate_options,
+    check_integer,
+    check_number,
     check_size,
     check_time_dtype,
     check_time_values,
@@ -220,8 +222,9 @@ class TimeGate(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        check_size("hidden_size", hidden_size)
-        check_gate_options(leak, ratio_on, trainable_ratio_on, period_init_min, period_init_max, oscillation)
+        hidden_size = check_size("hidden_size", hidden_size)
+        options = check_gate_options(leak, ratio_on, trainable_ratio_on, period_init_min, period_init_max, oscillation)
+        ratio_on, trainable_ratio_on = options["ratio_on"], options["trainable_ratio_on"]
         if oscillation == "square" and trainable_ratio_on:
             warnings.warn(
                 "oscillation='square' has a zero derivative in ratio_on: trainable_ratio_on=True will "
@@ -234,11 +237,11 @@ class TimeGate(nn.Module):
                 stacklevel=2,
             )
         self.hidden_size = hidden_size
-        self.leak = float(leak)
+        self.leak: float = options["leak"]
         self.trainable_ratio_on = trainable_ratio_on
-        self.oscillation = oscillation
-        self._init_ratio_on = float(ratio_on)
-        self._init_periods = (float(period_init_min), float(period_init_max))
+        self.oscillation: Oscillation = options["oscillation"]
+        self._init_ratio_on = ratio_on
+        self._init_periods = (options["period_init_min"], options["period_init_max"])
         dtype = dtype or torch.get_default_dtype()
         check_floating(dtype)
         if dtype in (torch.float16, torch.bfloat16):
@@ -347,8 +350,8 @@ class TimeGate(nn.Module):
         Raises:
             ValueError: a wrong shape, or values out of range; the gate is then unchanged.
         """
-        if origin is not None and (not isinstance(origin, int) or isinstance(origin, bool)):
-            raise TypeError(f"origin should be of type int, got: {type(origin).__name__}")
+        if origin is not None:
+            origin = check_integer("origin", origin)
         if origin is not None and abs(origin) > LARGEST_INTEGER_TIME:
             raise ValueError(f"origin should be within 2**62 of zero, got {origin}")
         if period is not None:
@@ -380,8 +383,8 @@ class TimeGate(nn.Module):
         return self
 
     def _per_unit(self, name: str, value: Tensor | float) -> Tensor:
-        if not isinstance(value, (Tensor, int, float)) or isinstance(value, bool):
-            raise TypeError(f"{name} should be a number or a tensor, got: {type(value).__name__}")
+        if not isinstance(value, Tensor):
+            value = check_number(name, value, "a number or a tensor")
         tensor = torch.as_tensor(value, dtype=torch.float64, device=self.origin.device).detach()
         if tensor.shape not in ((), (self.hidden_size,)):
             raise ValueError(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ._base import PEEPHOLES, PhasedModule, gate_options
-from ._checks import Oscillation, check_flag, check_size, is_plain
+from ._checks import Oscillation, check_flag, check_integer, check_size, is_plain, plain
 from ._sequences import PaddedBatch, Sequences, time_rows, to_padded
 from ._time_warnings import warn_of_grid, warn_of_layout
 from .functional import check_sequence
@@ -48,9 +48,11 @@ class PhasedRNN(PhasedModule):
         factory: dict[str, Any],
     ) -> None:
         super().__init__(input_size, hidden_size, bias, peephole, backend, gate_options)
-        check_size("num_layers", num_layers)
-        check_flag("batch_first", batch_first)
-        check_flag("bidirectional", bidirectional)
+        input_size, hidden_size = self.input_size, self.hidden_size
+        num_layers = check_size("num_layers", num_layers)
+        batch_first = check_flag("batch_first", batch_first)
+        bidirectional = check_flag("bidirectional", bidirectional)
+        dropout = plain(dropout)
         if not isinstance(dropout, numbers.Real) or isinstance(dropout, bool) or not 0 <= dropout <= 1:
             raise ValueError(
                 "dropout should be a number in range [0, 1] representing the probability of an "
@@ -147,7 +149,7 @@ class PhasedRNN(PhasedModule):
         lengths: Tensor | Sequence[int] | None,
         return_sequence: bool,
     ) -> tuple[Any, tuple[Tensor, ...]]:
-        check_flag("return_sequence", return_sequence)
+        return_sequence = check_flag("return_sequence", return_sequence)
         batch = to_padded(self._name, input, times, lengths, self.batch_first)
         x = batch.values
         self._check_input(x, self._weight("weight_ih_l0"))
@@ -194,11 +196,11 @@ class PhasedRNN(PhasedModule):
                     stacklevel=_OF_CALLER,
                 )
             return
+        if not is_plain(stamps):
+            return
         # A look takes as long as a short call: at the first call, the second, the fourth, and so on.
         self._calls[0] += 1
         if self._calls[0] & (self._calls[0] - 1):
-            return
-        if not is_plain(stamps):
             return
         square = stamps.dim() == 2 and stamps.shape[0] == stamps.shape[1]
         if (
@@ -479,8 +481,7 @@ def _convert(cls: type[Any], source: nn.RNNBase, options: dict[str, Any]) -> Any
 
 
 def _check_proj_size(proj_size: int, hidden_size: int) -> None:
-    if not isinstance(proj_size, int) or isinstance(proj_size, bool):
-        raise TypeError(f"proj_size should be of type int, got: {type(proj_size).__name__}")
+    proj_size = check_integer("proj_size", proj_size)
     if proj_size < 0:
         raise ValueError("proj_size should be a positive integer or zero to disable projections")
     if proj_size >= hidden_size:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, get_args, get_type_hints
@@ -10,13 +11,13 @@ from typing import Any, Literal, Self, get_args, get_type_hints
 import torch
 from torch import Tensor, nn
 
-from ._checks import check_size
-from .data.encoders import Standardizer, ValuesAndMask
+from ._checks import check_flag, check_integer, check_number, check_size
+from .data.encoders import KeepsBuffersWide, Standardizer, ValuesAndMask
 from .data.events import EventBatch
 from .data.loading import EventDataset
 from .errors import RunError
 from .layers import PhasedGRU, PhasedLSTM
-from .training.checkpoints import load_model, save_model
+from .training.checkpoints import load_model, load_tensors, save_model
 from .training.runs import CONFIG, MODEL, read_json, write_json
 
 FORMAT_VERSION = 1
@@ -72,18 +73,40 @@ class NetworkConfig:
     forget_bias: float = 1.0
 
     def __post_init__(self) -> None:
+        self._make_plain()
         if not self.channels:
             raise ValueError("channels should name at least one channel, got none")
         for name, kind in get_type_hints(type(self)).items():
             if (choices := get_args(kind)) and isinstance(choices[0], str) and getattr(self, name) not in choices:
                 raise ValueError(f"{name} should be one of {', '.join(choices)}, got {getattr(self, name)!r}")
-        check_size("outputs", self.outputs)
         if self.target == "classification" and self.classes and len(self.classes) != self.outputs:
             raise ValueError(f"outputs should be one for each of the {len(self.classes)} classes, got {self.outputs}")
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"dropout should be in [0, 1), got {self.dropout}")
-        if not isinstance(self.head_size, int) or self.head_size < 0:
+        if self.head_size < 0:
             raise ValueError(f"head_size should be 0, for a linear head, or a number of units, got {self.head_size}")
+
+    def _make_plain(self) -> None:
+        """Keep numbers, flags and names of any library as Python's, as JSON and `repr` need them."""
+        checks: dict[str, Any] = {
+            **dict.fromkeys(("outputs", "hidden_size", "num_layers"), check_size),
+            **dict.fromkeys(("per_step", "bidirectional", "trainable_ratio_on", "peephole"), check_flag),
+            **dict.fromkeys(("dropout", "ratio_on", "leak", "forget_bias"), check_number),
+        }
+        made: dict[str, Any] = {name: check(name, getattr(self, name)) for name, check in checks.items()}
+        try:
+            made["head_size"] = check_integer("head_size", self.head_size)
+        except TypeError as error:
+            raise ValueError(
+                f"head_size should be 0, for a linear head, or a number of units, got {self.head_size!r}"
+            ) from error
+        made |= {name: str(getattr(self, name)) for name in ("target", "cell", "oscillation")}
+        for name in ("channels", "classes", "static"):
+            if isinstance(getattr(self, name), str):
+                raise TypeError(f"{name} should be names, as a tuple, got the string {getattr(self, name)!r}")
+            made[name] = tuple(map(str, getattr(self, name)))
+        for name, value in made.items():
+            object.__setattr__(self, name, value)
 
     def to_json(self) -> dict[str, Any]:
         """Return the configuration as JSON holds it."""
@@ -103,13 +126,14 @@ class NetworkConfig:
         return cls(**entries)
 
 
-class SequenceNetwork(nn.Module):
+class SequenceNetwork(KeepsBuffersWide):
     """Standardised values with their mask and the time since the step before, Phased layers, and a head.
 
     The head reads the last state and the static features. With `per_step` it reads the state after each step and that
     step's own input, so that a step at which all channels are missing asks for an output at its time.
 
-    Scale, time scale and gates are fitted to the training part by `fit_`, and saved with the weights.
+    Scale, time scale and gates are fitted to the training part by `fit_`, and saved with the weights. They keep their
+    digits where the network is cast to a 16-bit type.
 
     Args:
         config: what it is made of.
@@ -165,11 +189,17 @@ class SequenceNetwork(nn.Module):
         Raises:
             ValueError: infinite values, no measured value, or times without a scale (no sequence with two times).
         """
-        self.scale.fit_(data.events.values.float())
-        if self.static_scale is not None and data.static is not None:
-            self.static_scale.fit_(data.static)
-        if self.target_scale is not None and targets is not None:
-            self.target_scale.fit_(targets)
+        values = data.events.values
+        self.scale.fit_(values if values.is_floating_point() else values.double())
+        for name, scale, rows in (
+            ("static features", self.static_scale, data.static),
+            ("targets", self.target_scale, targets),
+        ):
+            if scale is not None and rows is not None:
+                try:
+                    scale.fit_(rows)
+                except ValueError as error:
+                    raise ValueError(f"{name}: {error}") from error
         return self.fit_times_(gate_sample(data.events))
 
     @torch.no_grad()
@@ -177,11 +207,9 @@ class SequenceNetwork(nn.Module):
         """Fit time scale and gates to the times of typical sequences, as `gate_sample` takes them from many."""
         _, times, lengths = sample.padded()
         self.rnn.fit_gates_(times, lengths)
-        gaps = sample.times.double().diff()
-        within = torch.ones_like(gaps, dtype=torch.bool)
-        ends = sample.offsets[1:-1] - 1
-        within[ends[(ends >= 0) & (ends < len(gaps))]] = False
-        self.time_scale.copy_(gaps[within & (gaps > 0)].median())
+        # By time, as for the gates: where all go back, there would be no interval.
+        gaps = torch.cat([_wide_times(stamps).sort().values.diff() for _, stamps in sample])
+        self.time_scale.copy_(gaps[gaps > 0].double().median())
         return self
 
     def forward(self, values: Tensor, times: Tensor, lengths: Tensor, static: Tensor | None = None) -> Tensor:
@@ -218,14 +246,19 @@ class SequenceNetwork(nn.Module):
         if static is not None and self.static_scale is not None:
             if static.shape[-1] != len(self.config.static):
                 raise ValueError(f"static should be of shape (N, {len(self.config.static)}), got {tuple(static.shape)}")
-            features = self.mask(self.static_scale(static)).to(inputs.dtype)
+            wide = static.to(_wide_kind(static, inputs.dtype))
+            features = self.mask(self.static_scale(wide)).to(inputs.dtype)
             parts.append(features.unsqueeze(1).expand(-1, inputs.shape[1], -1) if self.config.per_step else features)
         return self.head(self.dropout(torch.cat(parts, dim=-1)))
 
     def _inputs(self, values: Tensor, times: Tensor) -> Tensor:
+        times = times if times.is_floating_point() else _wide_times(times)
         since = torch.diff(times, dim=1, prepend=times[:, :1]).clamp(min=0).to(self.time_scale.dtype) / self.time_scale
-        kind = self.scale.mean.dtype
-        return torch.cat([self.mask(self.scale(values.to(kind))), since.log1p().unsqueeze(-1).to(kind)], dim=-1)
+        weight: Any = self.rnn.weight_ih_l0
+        kind = weight.dtype
+        # Narrowed to the weights' type after the mean is off, which may be most of their digits.
+        scaled = self.mask(self.scale(values.to(_wide_kind(values, kind))).to(kind))
+        return torch.cat([scaled, since.log1p().unsqueeze(-1).to(kind)], dim=-1)
 
     def save(self, folder: str | Path) -> None:
         """Write the network to a folder: model.safetensors and config.json.
@@ -242,7 +275,7 @@ class SequenceNetwork(nn.Module):
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
-        """Read what `save` wrote, in evaluation mode; nothing in it is run.
+        """Read what `save` wrote, in its types and in evaluation mode; nothing in it is run.
 
         Raises:
             RunError: the folder holds no network, a damaged one, or one from a newer version.
@@ -261,9 +294,50 @@ class SequenceNetwork(nn.Module):
             network = cls(NetworkConfig.from_json(content["network"]))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise RunError(f"{path / CONFIG} is damaged: {error}") from error
-        if load_model(path / MODEL, network).get("network") != content["network"]:
+        kinds = {part.dtype for name, part in load_tensors(path / MODEL)[0].items() if name.startswith("head.")}
+        if (
+            load_model(path / MODEL, network.to(kinds.pop()) if len(kinds) == 1 else network).get("network")
+            != (content["network"])
+        ):
             raise RunError(f"{path / MODEL} and {path / CONFIG} are of two models: save the model again")
         return network.eval()
+
+
+def _wide_times(times: Tensor) -> Tensor:
+    # Differences of integers are exact only as integers.
+    return times.double() if times.is_floating_point() else times.long()
+
+
+def _wide_kind(values: Tensor, weights: torch.dtype) -> torch.dtype:
+    """The type in which values are scaled: theirs or that of the weights, and at least one that holds them."""
+    if not values.is_floating_point():
+        return torch.float64
+    return torch.promote_types(torch.promote_types(values.dtype, weights), torch.float32)
+
+
+def measured_channels(events: EventBatch) -> Tensor:
+    """Return which channels have any value, (F,) bool; of several parts, join with `|`."""
+    return (~events.values.isnan()).any(dim=0)
+
+
+def warn_of_absent_channels(network: SequenceNetwork, measured: Tensor, *, stacklevel: int = 2) -> None:
+    """Warn, in one sentence, of the channels that training had values of and the data to predict have none of.
+
+    Args:
+        network: fitted to the training part.
+        measured: (F,) bool of all data to predict, as `measured_channels` returns it.
+        stacklevel: as in `warnings.warn`, 1 the caller.
+    """
+    # Of a channel without any value in training nothing was fitted.
+    trained = (network.scale.mean != 0) | (network.scale.std != 1)
+    absent = (trained.cpu() & ~measured.cpu()).nonzero().flatten().tolist()
+    if absent:
+        names = ", ".join(network.config.channels[place] for place in absent[:10]) + (", ..." if absent[10:] else "")
+        warnings.warn(
+            f"{len(absent)} of {len(network.config.channels)} channels have no value at all here and had some in "
+            f"training: {names}. Predictions rest on the others alone; see whether these were lost on the way",
+            stacklevel=stacklevel + 1,
+        )
 
 
 def gate_rows(count: int, num_events: int) -> Tensor:

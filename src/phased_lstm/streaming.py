@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from ._checks import LARGEST_INTEGER_TIME, check_size, check_time_dtype
+from ._checks import LARGEST_INTEGER_TIME, check_size, check_time_dtype, plain
 from ._pushes import Accepted, Events, Held, Plan, each, explanation, native
 from ._time_warnings import warn_of_grid
 
@@ -68,7 +68,7 @@ class Stream:
     """
 
     def __init__(self, model: PhasedRNN, streams: int = 1, late: Late = "error", invalid: Invalid = "error") -> None:
-        check_size("streams", streams)
+        streams = check_size("streams", streams)
         for name, policy in (("late", late), ("invalid", invalid)):
             if policy not in _POLICIES:
                 raise ValueError(f"{name} should be one of {', '.join(_POLICIES)}, got {policy!r}")
@@ -303,8 +303,7 @@ class Stream:
         return Events(stamps, 0.0, values.reshape(-1, self.model.input_size), ids, only)
 
     def _number_time(self, time: Any) -> Tensor:
-        if not isinstance(time, (int, float)) and isinstance(time, numbers.Integral):
-            time = int(time)
+        time = plain(time)
         if isinstance(time, bool) or not isinstance(time, (int, float)):
             raise TypeError(f"times should be a tensor or a number, got: {type(time).__name__}")
         if isinstance(time, float):

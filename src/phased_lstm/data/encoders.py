@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Self
+from collections.abc import Callable, Iterable
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -11,11 +11,50 @@ from torch import Tensor, nn
 from .._checks import check_flag, check_size, require
 from .events import EventBatch
 
+# A mean of so many deviations takes twelve of the 24 bits of float32.
+_FAR = 2.0**12
+# A deviation of so little of the mean is rounding.
+_CONSTANT = 1e-12
 
-class Standardizer(nn.Module):
+
+class KeepsBuffersWide(nn.Module):
+    """A module whose own floating buffers move to other devices and are never narrowed.
+
+    What a scale subtracts or divides by must have the digits of what is measured, however few the weights have.
+    """
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        def move(tensor: Tensor) -> Tensor:
+            try:
+                return fn(tensor)
+            except TypeError:
+                # Apple's GPUs have no float64.
+                if tensor.dtype != torch.float64:
+                    raise
+                return fn(tensor.float())
+
+        before = dict(self._buffers)
+        super()._apply(move, recurse)
+        for name, buffer in before.items():
+            moved = self._buffers[name]
+            if buffer is not None and moved is not None and moved.dtype != buffer.dtype and moved.device.type != "mps":
+                self._buffers[name] = buffer.to(moved.device)
+        return self
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # Where tensors of a checkpoint are assigned rather than copied.
+        for name, buffer in self._buffers.items():
+            given = state_dict.get(prefix + name)
+            if isinstance(given, Tensor) and buffer is not None and given.is_floating_point():
+                state_dict[prefix + name] = given.to(buffer.dtype)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class Standardizer(KeepsBuffersWide):
     """Brings each channel to mean 0 and standard deviation 1, as fitted on the training part; NaN stays NaN.
 
-    Mean and deviation are buffers: they move, save and load with the model. Until `fit_` is called nothing changes.
+    Mean and deviation are buffers of float64: they move, save and load with the model, and stay float64 where it is
+    cast to another type. Until `fit_` is called nothing changes.
 
     Args:
         num_channels: F.
@@ -30,9 +69,9 @@ class Standardizer(nn.Module):
 
     def __init__(self, num_channels: int) -> None:
         super().__init__()
-        check_size("num_channels", num_channels)
-        self.register_buffer("mean", torch.zeros(num_channels))
-        self.register_buffer("std", torch.ones(num_channels))
+        num_channels = check_size("num_channels", num_channels)
+        self.register_buffer("mean", torch.zeros(num_channels, dtype=torch.float64))
+        self.register_buffer("std", torch.ones(num_channels, dtype=torch.float64))
 
     def fit_(self, values: Tensor | EventBatch | Iterable[Tensor | EventBatch]) -> Self:
         """Take mean and deviation from measured values; give the training part only.
@@ -45,7 +84,7 @@ class Standardizer(nn.Module):
             The standardizer itself.
 
         Raises:
-            ValueError: another number of channels, infinite values, or nothing at all.
+            ValueError: another number of channels, infinite values or such that their squares are, or nothing at all.
         """
         parts = [values] if isinstance(values, (Tensor, EventBatch)) else values
         count = torch.zeros(self.mean.shape, dtype=torch.float64)
@@ -69,8 +108,11 @@ class Standardizer(nn.Module):
         if not bool(count.any()):
             raise ValueError("there is no measured value to fit to: all are NaN, or nothing was given")
         std = (squares / count.clamp(min=1)).sqrt()
+        if not bool(std.isfinite().all()):
+            channel = int((~std.isfinite()).nonzero()[0])
+            raise ValueError(f"values of channel {channel} are too large for a deviation: give them in another unit")
         # A constant channel has rounding for a deviation, which must not be blown up to 1.
-        constant = std <= 1e-12 * mean.abs()
+        constant = std <= _CONSTANT * mean.abs()
         self.mean.copy_(mean)
         self.std.copy_(torch.where(constant, 1.0, std))
         return self
@@ -93,6 +135,27 @@ class Standardizer(nn.Module):
 
     def extra_repr(self) -> str:
         return f"num_channels={len(self.mean)}"
+
+
+def needs_double(values: Tensor) -> bool:
+    """Whether values (S, F) are float64 and float32 would lose what varies in a channel, or its range."""
+    if values.dtype != torch.float64 or not values.numel():
+        return False
+    # One channel at a time, as there may be little memory beside them all.
+    return any(_needs_double(column[~column.isnan()]) for column in values.detach().unbind(dim=1))
+
+
+def _needs_double(measured: Tensor) -> bool:
+    if not len(measured):
+        return False
+    low, high = (float(bound) for bound in measured.aminmax())
+    if max(-low, high) > torch.finfo(torch.float32).max:
+        return True
+    # Only where all are on one side of zero can the mean be far from it.
+    if low == high or low <= 0.0 <= high:
+        return False
+    std, mean = (float(moment) for moment in torch.std_mean(measured, correction=0))
+    return abs(mean) > _FAR * std > _FAR * _CONSTANT * abs(mean)
 
 
 class ValuesAndMask(nn.Module):
@@ -164,6 +227,13 @@ def event_tokens(batch: EventBatch) -> EventBatch:
     return EventBatch(tokens, batch.times[rows], before[batch.offsets])
 
 
+def _whole(numbers: Tensor, name: str) -> Tensor:
+    whole = numbers.long()
+    if numbers.is_floating_point():
+        require((whole == numbers).all(), f"{name} should be whole numbers")
+    return whole
+
+
 class TokenEncoder(nn.Module):
     """An event token (channel number, value) becomes embedding[channel] + value * slope[channel].
 
@@ -176,8 +246,8 @@ class TokenEncoder(nn.Module):
 
     def __init__(self, num_channels: int, embedding_dim: int) -> None:
         super().__init__()
-        check_size("num_channels", num_channels)
-        check_size("embedding_dim", embedding_dim)
+        num_channels = check_size("num_channels", num_channels)
+        embedding_dim = check_size("embedding_dim", embedding_dim)
         self.num_channels = num_channels
         self.embedding = nn.Embedding(num_channels, embedding_dim)
         self.slope = nn.Embedding(num_channels, embedding_dim)
@@ -186,11 +256,11 @@ class TokenEncoder(nn.Module):
         """Return (..., E) for tokens (..., 2) as `event_tokens` makes them.
 
         Raises:
-            ValueError: another shape, or a channel that is not in the vocabulary.
+            ValueError: another shape, or a channel that is no whole number or not in the vocabulary.
         """
         if tokens.dim() == 0 or tokens.shape[-1] != 2:
             raise ValueError(f"tokens should be (..., 2): channel number and value; got {tuple(tokens.shape)}")
-        channels = tokens[..., 0].long()
+        channels = _whole(tokens[..., 0], "channel numbers")
         require(
             ((channels >= 0) & (channels < self.num_channels)).all(),
             f"channel numbers should be from 0 to {self.num_channels - 1}",
@@ -215,10 +285,9 @@ class AddressEncoder(nn.Module):
         self, width: int, height: int, embedding_dim: int, *, polarities: int = 2, factorized: bool = False
     ) -> None:
         super().__init__()
-        sizes = {"width": width, "height": height, "embedding_dim": embedding_dim, "polarities": polarities}
-        for name, size in sizes.items():
-            check_size(name, size)
-        check_flag("factorized", factorized)
+        width, height = check_size("width", width), check_size("height", height)
+        embedding_dim, polarities = check_size("embedding_dim", embedding_dim), check_size("polarities", polarities)
+        factorized = check_flag("factorized", factorized)
         self.sizes = (width, height, polarities)
         tables = self.sizes if factorized else (width * height * polarities,)
         self.embeddings = nn.ModuleList(nn.Embedding(size, embedding_dim) for size in tables)
@@ -227,11 +296,11 @@ class AddressEncoder(nn.Module):
         """Return (..., E) for addresses (..., 3): x, y, polarity, whole numbers of any dtype.
 
         Raises:
-            ValueError: another shape, or an address outside the sensor.
+            ValueError: another shape, or an address that is no whole number or outside the sensor.
         """
         if addresses.dim() == 0 or addresses.shape[-1] != 3:
             raise ValueError(f"addresses should be (..., 3): x, y, polarity; got {tuple(addresses.shape)}")
-        whole = addresses.long()
+        whole = _whole(addresses, "x, y and polarity")
         limits = torch.tensor(self.sizes, device=whole.device)
         require(
             ((whole >= 0) & (whole < limits)).all(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import numbers
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Self, overload
@@ -84,7 +85,7 @@ class EventBatch:
         Raises:
             TypeError, ValueError: as the class.
         """
-        counts = torch.as_tensor(lengths, device=values.device)
+        counts = as_index(lengths, values.device)
         if counts.dim() != 1 or (counts.is_floating_point() and len(counts)):
             raise ValueError(f"lengths should be integers (N,), got {counts.dtype} of shape {tuple(counts.shape)}")
         return cls(values, times, _offsets(counts))
@@ -138,6 +139,9 @@ class EventBatch:
 
         Raises:
             TypeError, ValueError: as the class.
+
+        Warns:
+            UserWarning: as many sequences as steps, and times that go back along the steps, but not the other way.
         """
         _require_tensors("", values, times)
         if values.dim() != 3:
@@ -151,6 +155,7 @@ class EventBatch:
                 f"times should be of shape ({steps},) or ({batch}, {steps}) to go with values of shape "
                 f"{tuple(values.shape)}, batch first; got {tuple(times.shape)}"
             )
+        _warn_of_transposed(times)
         if lengths is None:
             lengths = [steps] * batch
         counts = check_lengths(lengths, batch, steps, values.device)
@@ -203,6 +208,7 @@ class EventBatch:
                 f"times should be of shape {tuple(values.shape[1:2])} or {tuple(values.shape[:2])} to go with values "
                 f"of shape {tuple(values.shape)}, got {tuple(times.shape)}"
             )
+        _warn_of_transposed(times)
         return cls(values[measured], times.expand(values.shape[:2])[measured], _offsets(measured.sum(dim=1)))
 
     @classmethod
@@ -446,6 +452,18 @@ def _offsets(lengths: Tensor) -> Tensor:
     return torch.cat([lengths.new_zeros(1, dtype=torch.int64), lengths.cumsum(0, dtype=torch.int64)])
 
 
+def _warn_of_transposed(times: Tensor) -> None:
+    if times.dim() != 2 or times.shape[0] != times.shape[1] or len(times) < 3:
+        return
+    back, across = ((times.diff(dim=dim) < 0).double().mean() for dim in (1, 0))
+    if float(back) >= 0.25 and float(across) == 0.0:
+        warnings.warn(
+            f"times {tuple(times.shape)} are read as a row for each sequence, in which they go back; down the columns "
+            f"they do not: if they are (L, N), transpose them",
+            stacklevel=3,
+        )
+
+
 def _signature(found: tuple[int, torch.dtype, torch.dtype]) -> str:
     return f"{found[0]} features of {found[1]} and times of {found[2]}"
 
@@ -455,9 +473,15 @@ def _shortened(offsets: Tensor) -> str:
     return str(head) if len(offsets) <= 6 else f"{str(head)[:-1]}, ..., {int(offsets[-1])}]"
 
 
+def as_index(given: Any, device: torch.device | None = None) -> Tensor:
+    """Return integers or bools of any library as a tensor; torch refuses arrays that are reversed or byte-swapped."""
+    plain = given.tolist() if hasattr(given, "tolist") and not isinstance(given, Tensor) else given
+    return torch.as_tensor(plain, device=device)
+
+
 def positions(index: Tensor | Sequence[int], count: int, device: torch.device) -> Tensor:
     """Return an index of `count` sequences as int64 positions; see `EventBatch.positions`."""
-    chosen = torch.as_tensor(index, device=device)
+    chosen = as_index(index, device)
     if chosen.dtype == torch.bool and chosen.shape == (count,):
         return chosen.nonzero().squeeze(1)
     if not chosen.numel():

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset, Sampler
 
-from .._checks import check_flag, check_size
-from .events import EventBatch
+from .._checks import check_flag, check_integer, check_size
+from .events import EventBatch, as_index
 
 # What cross_entropy leaves out by default.
 IGNORED_CLASS = -100
@@ -60,7 +60,7 @@ class EventDataset(Dataset[Sample]):
         *,
         per_step: bool = False,
     ) -> None:
-        check_flag("per_step", per_step)
+        per_step = check_flag("per_step", per_step)
         if not isinstance(events, EventBatch):
             raise TypeError(f"events should be an EventBatch, got: {type(events).__name__}")
         for name, tensor in (("labels", labels), ("static", static)):
@@ -189,11 +189,10 @@ class LengthBatchSampler(Sampler[list[int]]):
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        for name, size in (("batch_size", batch_size), ("world_size", world_size)):
-            check_size(name, size)
-        for name, flag in (("shuffle", shuffle), ("drop_last", drop_last)):
-            check_flag(name, flag)
-        lengths = torch.as_tensor(lengths).cpu()
+        batch_size, world_size = check_size("batch_size", batch_size), check_size("world_size", world_size)
+        shuffle, drop_last = check_flag("shuffle", shuffle), check_flag("drop_last", drop_last)
+        seed, rank = check_integer("seed", seed), check_integer("rank", rank)
+        lengths = as_index(lengths).cpu()
         if lengths.dim() != 1 or (len(lengths) and lengths.dtype not in (torch.int32, torch.int64)):
             raise ValueError(f"lengths should be integers (N,), got {lengths.dtype} of shape {tuple(lengths.shape)}")
         if not 0 <= rank < world_size:
@@ -213,7 +212,7 @@ class LengthBatchSampler(Sampler[list[int]]):
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order of the next iteration."""
-        self.epoch = epoch
+        self.epoch = check_integer("epoch", epoch)
 
     def __len__(self) -> int:
         whole, rest = divmod(len(self._lengths), self.batch_size)

@@ -11,7 +11,7 @@ from typing import BinaryIO, cast
 import torch
 from torch import Tensor
 
-from .events import EventBatch, positions
+from .events import EventBatch, as_index, positions
 from .loading import EventDataset
 
 # Sequences of a chunk, where all are gone through.
@@ -104,7 +104,7 @@ class ChosenSequences:
 
     def __getitem__(self, index: Tensor | Sequence[int]) -> EventDataset:
         """Read some of them; integers (K,) from 0 to M - 1."""
-        part = self.subset(torch.as_tensor(index, dtype=torch.int64))
+        part = self.subset(as_index(index).long())
         return EventDataset(self._events[part._rows], part.labels, part.static)
 
     def subset(self, index: Tensor) -> ChosenSequences:

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from .._checks import check_integer, check_number, plain
 from ..data.loading import IGNORED_CLASS, EventDataset, LengthBatchSampler
 from ..data.storage import ChosenSequences
 from ..models import SequenceNetwork
 from . import metrics
+from .diagnosis import cause_of_nan
 from .ranks import Ranks
 from .schedule import warmup_cosine
 
@@ -52,12 +54,20 @@ class FitConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        # Numbers and flags of any library are kept as Python's.
+        made: dict[str, Any] = {"seed": check_integer("seed", self.seed), "monitor": str(self.monitor)}
         for name, least in (("epochs", 1), ("batch_size", 1), ("patience", 0)):
-            value = getattr(self, name)
+            value = made[name] = plain(getattr(self, name))
             if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
                 raise ValueError(f"{name} should be a whole number from {least} on, got {value!r}")
-        if not self.lr > 0:
-            raise ValueError(f"lr should be above 0, got {self.lr!r}")
+        for name in ("lr", "clip_grad_norm", "weight_decay", *([] if self.warmup is None else ["warmup"])):
+            made[name] = check_number(name, getattr(self, name))
+            if not 0.0 <= made[name] < math.inf or (name == "lr" and not made[name]):
+                wanted = "finite" if made[name] == math.inf else "above 0" if name == "lr" else "from 0 on"
+                raise ValueError(f"{name} should be {wanted}, got {made[name]!r}")
+        made["cosine"] = bool(plain(self.cosine))
+        for name, value in made.items():
+            object.__setattr__(self, name, value)
 
 
 class SequenceTask:
@@ -169,6 +179,10 @@ class SequenceTask:
             self.class_weight,
         )  # fmt: skip
 
+    def cause_of_nan(self, step: int) -> str | None:
+        """Return what in the batch of a step makes the loss infinite or NaN; None: nothing in it does."""
+        return cause_of_nan(self.model, self._batch(step), self.class_weight)
+
     def extra_state(self) -> dict[str, Tensor]:
         """What a checkpoint holds besides model and optimiser."""
         progress = torch.tensor([self._best_score, self._waited], dtype=torch.float64)
@@ -204,11 +218,14 @@ def loss_sum(
 
     The loss is cross-entropy, or the squared error of standardised targets.
     """
+    if class_weight is not None:
+        class_weight = class_weight.to(outputs.dtype)
     if network.target_scale is None:
         loss = nn.functional.cross_entropy(outputs, labels, class_weight, ignore_index=IGNORED_CLASS, reduction="sum")
         known = labels[labels != IGNORED_CLASS]
         return loss, torch.as_tensor(len(known)) if class_weight is None else class_weight[known].sum()
-    targets = network.target_scale(labels.to(outputs.dtype))
+    # Standardised before they are narrowed: most of their digits may be those of the mean.
+    targets = network.target_scale(labels.double()).to(outputs.dtype)
     known = ~targets.isnan()
     return (outputs[known] - targets[known]).square().sum(), known.sum()
 
@@ -246,7 +263,7 @@ def figures_of(
         if bool(known.any()):
             figures |= metrics.classification(outputs[known].softmax(1).double().numpy(), labels[known].numpy())
     elif weight > 0:
-        predictions = network.target_scale.inverse(outputs).double()
+        predictions = network.target_scale.inverse(outputs.double())
         figures |= metrics.regression(predictions.numpy(), labels.double().numpy())
     return figures
 
@@ -258,7 +275,8 @@ def fit_in_memory(task: SequenceTask, *, progress: bool = False) -> int:
         figures = task.train_step(done)
         done += 1
         if not math.isfinite(figures["train_loss"]):
-            raise ValueError(f"the training loss is {figures['train_loss']} at step {done}: lower lr or clip gradients")
+            cause = task.cause_of_nan(done - 1) or "lower lr or clip gradients"
+            raise ValueError(f"the training loss is {figures['train_loss']} at step {done}: {cause}")
         if done % task.epoch_steps == 0:
             figures |= task.test()
             if progress:

@@ -111,9 +111,10 @@ def train(
             row["seconds"] = time.perf_counter() - started
             done += 1
             if not torch.isfinite(torch.tensor(row["train_loss"])):
+                cause = getattr(task, "cause_of_nan", lambda step: None)(done - 1)
+                cause = cause or "lower --lr or clip gradients with --clip-grad-norm"
                 raise RunError(
-                    f"the training loss is {row['train_loss']} at step {done}: lower --lr or clip gradients with "
-                    f"--clip-grad-norm; the run so far is in {run.path}"
+                    f"the training loss is {row['train_loss']} at step {done}: {cause}; the run so far is in {run.path}"
                 )
             if done % test_every == 0 or done == steps:
                 row |= task.test()

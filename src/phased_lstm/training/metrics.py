@@ -49,7 +49,12 @@ def regression(predictions: NDArray[Any], targets: NDArray[Any]) -> dict[str, fl
         targets: (N, K), NaN where missing; R2 is the mean over the K targets.
     """
     errors = predictions - targets
-    spread = np.nansum((targets - np.nanmean(targets, axis=0)) ** 2, axis=0)
+    known = ~np.isnan(targets)
+    if np.isnan(errors[known]).any():
+        # Those without a target are left out, and a prediction that is no number must not be.
+        return dict.fromkeys(REGRESSION, float("nan"))
+    mean = np.nansum(targets, axis=0) / np.maximum(known.sum(axis=0), 1)
+    spread = np.nansum((targets - mean) ** 2, axis=0)
     figures = {
         "mae": float(np.nanmean(np.abs(errors))),
         "rmse": float(np.sqrt(np.nanmean(errors**2))),
