@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError
-from ._arrow import Piece, Source, batches, floats, strings, table_files
-from ._arrow import targets as as_targets
+from ._arrow import Piece, Source, batches, listed, table_files
+from ._columns import floats, strings
+from ._columns import targets as as_targets
 
 
 @dataclass(frozen=True)
@@ -141,4 +142,4 @@ def read_labels(source: Source, targets: Sequence[str], *, id: str = "id", stati
 
 
 def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+    return listed(names[:5]) + (", ..." if len(names) > 5 else "")

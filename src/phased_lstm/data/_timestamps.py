@@ -1,0 +1,248 @@
+"""Times of every Arrow type as int64 or float64, without loss, or an error that names the row and what to do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from .._checks import LARGEST_INTEGER_TIME
+from ..errors import DataError
+from ._arrow import Where
+from ._columns import MISSING, cast, casts, first, is_number, is_string, plain, shown, without_missing
+
+_UNITS = ("s", "ms", "us", "ns")
+# Digits of a fraction of a second that a unit has.
+_DIGITS = {"s": 0, "ms": 3, "us": 6, "ns": 9}
+_TYPES = {"int64": pa.int64(), "float64": pa.float64()} | {
+    str(kind): kind
+    for kind in (
+        *map(pa.timestamp, _UNITS), pa.date32(), pa.date64(), *map(pa.duration, _UNITS),
+        *map(pa.time32, ("s", "ms")), *map(pa.time64, ("us", "ns")),
+    )
+}  # fmt: skip
+_EXAMPLE = "a number, or a time such as 2024-03-01T12:00:00Z"
+
+
+class TimeColumn:
+    """Turns a column of times into int64 or float64, the same way in every batch.
+
+    Timestamps, with a time zone or taken as UTC, become int64 in the unit of the column, since 1970 UTC; strings are
+    integers, floats or ISO 8601 timestamps, whichever the first one is. All batches get the type of the first one,
+    where they can without loss.
+
+    Args:
+        name: of the column.
+        wanted: "int64", "float64", "timestamp[s]", "[ms]", "[us]" or "[ns]", "date32[day]", "duration[s]" and the
+            like; None: as the column has it, and microseconds for timestamps in strings.
+        numbers: whether integers may stand for timestamps ("accept"), are an error ("error"), or are all that is
+            accepted ("only").
+
+    Raises:
+        DataError: `wanted` is none of these.
+    """
+
+    def __init__(self, name: str, wanted: str | None, numbers: str = "accept") -> None:
+        if wanted is not None and wanted not in _TYPES:
+            raise DataError(f"time_type should be one of {', '.join(_TYPES)}, got {wanted!r}")
+        self._name = name
+        self._wanted = None if wanted is None else _TYPES[wanted]
+        self._numbers = numbers
+        self._parsed: Any = None
+        self._read_as_number: Any = None
+        self.type: Any = None
+
+    @property
+    def unit(self) -> str | None:
+        """The unit of timestamps, durations and times of day; None of numbers and dates."""
+        return getattr(self.type, "unit", None)
+
+    @property
+    def type_name(self) -> str:
+        """The type of the times, as `wanted` names it, for other tables that are to be read alike."""
+        return next(name for name, kind in _TYPES.items() if kind == _unzoned(self.type))
+
+    def __call__(self, array: Any, where: Where) -> NDArray[Any]:
+        """Return the times of a batch.
+
+        Raises:
+            DataError: a time that is missing, not finite, beyond 2**62, not to be parsed or not to be expressed exactly
+                in the type of the others, or of another kind than they are.
+        """
+        array = plain(array, self._name, where)
+        text = is_string(array.type)
+        if text:
+            array = without_missing(array, (*MISSING, "NaT"))
+        if array.null_count:
+            raise DataError(f"{where(first(array.is_null()))}: there is no {self._name}")
+        array = self._whole_or_float(self._parse(array, where) if text else array, where)
+        array = self._brought(array, where)
+        if self.type is None:
+            self.type = _unzoned(array.type)
+        if pa.types.is_floating(array.type):
+            return self._checked(np.asarray(array.to_numpy(zero_copy_only=False)), array, where)
+        # date32 and time32 are 32 bits wide, and cannot be cast to 64 directly.
+        narrow = pa.types.is_date32(array.type) or pa.types.is_time32(array.type)
+        whole = pc.cast(array.view(pa.int32()), pa.int64()) if narrow else array.view(pa.int64())
+        return self._checked(np.asarray(whole.to_numpy(zero_copy_only=False)), array, where)
+
+    def _whole_or_float(self, array: Any, where: Where) -> Any:
+        """Numbers as int64 or float64, other times as they are."""
+        kind = array.type
+        if pa.types.is_floating(kind):
+            return pc.cast(array, pa.float64())
+        if pa.types.is_decimal(kind):
+            if kind.scale > 0:
+                return pc.cast(array, pa.float64(), safe=False)
+            return cast(array, pa.int64(), self._name, where, "int64")
+        if pa.types.is_integer(kind):
+            return cast(array, pa.int64(), self._name, where, f"an integer within 2**62 of zero{self._advice(kind)}")
+        if pa.types.is_null(kind) or _family(kind):
+            return array
+        raise DataError(f"{where(0)}: column {self._name!r} should hold times, got {kind}")
+
+    def _brought(self, array: Any, where: Where) -> Any:
+        """An array in the type that is wanted, or else that of the batches before."""
+        kind, wanted = array.type, self._wanted if self._wanted is not None else self.type
+        number = not _family(kind)
+        if self._numbers == "only" and not number:
+            raise DataError(f"{where(0)}: column {self._name!r} holds {kind}, expected numbers")
+        if wanted is None or _unzoned(kind) == wanted:
+            return array
+        if self._wanted is None and _family(kind) != _family(wanted):
+            raise DataError(f"{where(0)}: column {self._name!r} holds {kind}, and {wanted} before: bring them to one")
+        if number and _family(wanted):
+            if self._numbers == "error":
+                expected = "timestamps" if pa.types.is_timestamp(wanted) else wanted
+                raise DataError(f"{where(0)}: column {self._name!r} holds {kind}, expected {expected}")
+            return _reinterpreted(cast(array, pa.int64(), self._name, where, wanted), wanted, self._name, where)
+        if number:
+            if self._wanted is None:
+                raise DataError(
+                    f"{where(0)}: column {self._name!r} holds {kind}, and {wanted} before: bring them to one, or set "
+                    f"time_type='float64' (--time-type float64)"
+                )
+            return cast(array, wanted, self._name, where, wanted)
+        if not _family(wanted):
+            return self._as_number(array, wanted, where)
+        if _family(kind) != _family(wanted):
+            raise DataError(f"{where(0)}: column {self._name!r} holds {kind}, expected {wanted}")
+        return self._exact(array, wanted, where)
+
+    def _as_number(self, array: Any, wanted: Any, where: Where) -> Any:
+        """Times as integers, which must be of one unit in all files."""
+        kind = _unzoned(array.type)
+        if self._read_as_number is None:
+            self._read_as_number = kind
+        if kind != self._read_as_number:
+            raise DataError(
+                f"{where(0)}: column {self._name!r} holds {kind}, and {self._read_as_number} before, so that integers "
+                f"would be of two units: set time_type='{kind}' (--time-type '{kind}')"
+            )
+        if pa.types.is_date32(kind) or pa.types.is_time32(kind):
+            return cast(array.view(pa.int32()), wanted, self._name, where, wanted)
+        return cast(array.view(pa.int64()), wanted, self._name, where, wanted)
+
+    def _exact(self, array: Any, wanted: Any, where: Where) -> Any:
+        kind = array.type
+        zone = getattr(kind, "tz", None)
+        found = cast(
+            array, pa.timestamp(wanted.unit, zone) if zone and pa.types.is_timestamp(wanted) else wanted, self._name,
+            where, f"a time that {wanted} can express exactly{self._advice(wanted)}",
+        )  # fmt: skip
+        if pa.types.is_date(wanted):
+            # pyarrow drops the time of day, and more where it does not fit.
+            same = pc.equal(pc.cast(found, _unzoned(kind), safe=False), array.view(_unzoned(kind)))
+            if not pc.all(same).as_py():
+                row = first(pc.invert(same))
+                raise DataError(
+                    f"{where(row)}: {self._name} is {shown(array, row)}, expected {wanted}, without a time of day; set "
+                    f"time_type='{_unzoned(kind)}' (--time-type '{_unzoned(kind)}')"
+                )
+        return found
+
+    def _checked(self, times: NDArray[Any], array: Any, where: Where) -> NDArray[Any]:
+        """Times that are finite, and of which differences can be computed."""
+        if times.dtype == np.float64:
+            wrong = ~np.isfinite(times)
+            if wrong.any():
+                row = int(wrong.argmax())
+                raise DataError(f"{where(row)}: {self._name} is {times[row]}, expected a finite time")
+        wrong = (times > LARGEST_INTEGER_TIME) | (times < -LARGEST_INTEGER_TIME)
+        if wrong.any():
+            row = int(wrong.argmax())
+            entry = times[row] if is_number(array.type) else f"{shown(array, row)}, {times[row]} {array.type}"
+            raise DataError(
+                f"{where(row)}: {self._name} is {entry}, expected a time within 2**62 of zero"
+                f"{self._advice(array.type, int(abs(float(times[row]))) < (1 << 63) - 1)}"
+            )
+        return times
+
+    def _advice(self, kind: Any, genuine: bool = True) -> str:
+        if genuine and getattr(kind, "unit", None) == "ns":
+            coarse = str(_unzoned(kind)).replace("ns", "us")
+            limit = ", which nanoseconds since 1970 leave in 2116" if pa.types.is_timestamp(kind) else ""
+            return f"{limit}: read the table with time_type='{coarse}' (--time-type '{coarse}')"
+        return "; if it stands for no time at all, leave the row out"
+
+    def _parse(self, text: Any, where: Where) -> Any:
+        if self._parsed is None:
+            self._parsed = _zoned(self._wanted, text) if self._wanted is not None else _guess(text)
+        if self._parsed is None:
+            raise DataError(f"{where(0)}: {self._name} is {shown(text, 0)}, expected {_EXAMPLE}")
+        hint = f"{self._parsed}, as time_type or the others say (another is set with time_type)"
+        if pa.types.is_timestamp(self._parsed):
+            zone = "with a zone, as the first one has" if self._parsed.tz else "without a zone, as the first one"
+            hint = (
+                f"{self._parsed} such as 2024-03-01T12:00:00{'Z' if self._parsed.tz else ''}, {zone}; another "
+                f"unit is set with time_type (--time-type)"
+            )
+            text = _without_zeros(text, self._parsed.unit)
+        return cast(text, self._parsed, self._name, where, hint)
+
+
+def _reinterpreted(whole: Any, wanted: Any, name: str, where: Where) -> Any:
+    """Integers that stand for times in the unit of `wanted`."""
+    if pa.types.is_date32(wanted) or pa.types.is_time32(wanted):
+        whole = cast(whole, pa.int32(), name, where, wanted)
+    return whole.view(wanted)
+
+
+def _without_zeros(text: Any, unit: str) -> Any:
+    """Text without those zeros at the end of a fraction of a second that pyarrow refuses for the unit."""
+    digits = _DIGITS[unit]
+    kept = rf"(\.\d{{{digits}}})0+" if digits else r"()\.0+"
+    return pc.replace_substring_regex(text, kept + r"($|[Z+-])", r"\1\2")
+
+
+def _guess(text: Any) -> Any:
+    """The first type that all entries have, else that the first one has, or None."""
+    stamps = [_zoned(pa.timestamp(unit), text) for unit in ("us", "ns")]
+    kinds = [pa.int64(), pa.float64(), *stamps]
+    return next((kind for part in (text, text[:1]) for kind in kinds if casts(part, kind)), None)
+
+
+def _zoned(kind: Any, text: Any) -> Any:
+    """A timestamp type with UTC where the first of the strings names a zone."""
+    if not pa.types.is_timestamp(kind) or not len(text):
+        return kind
+    zoned = casts(_without_zeros(text[:1], "us"), pa.timestamp("us", "UTC")) or casts(
+        text[:1], pa.timestamp("ns", "UTC")
+    )
+    return pa.timestamp(kind.unit, "UTC") if zoned else kind
+
+
+def _unzoned(kind: Any) -> Any:
+    return pa.timestamp(kind.unit) if pa.types.is_timestamp(kind) else kind
+
+
+def _family(kind: Any) -> str:
+    """What kind of time a type is: "" for numbers."""
+    if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
+        return "calendar"
+    if pa.types.is_duration(kind):
+        return "duration"
+    return "time of day" if pa.types.is_time(kind) else ""
