@@ -24,7 +24,8 @@ _TYPES = {"int64": pa.int64(), "float64": pa.float64()} | {
         *map(pa.time32, ("s", "ms")), *map(pa.time64, ("us", "ns")),
     )
 }  # fmt: skip
-_EXAMPLE = "a number, or a time such as 2024-03-01T12:00:00Z"
+_TIME = "2024-03-01T12:00:00Z"
+_EXAMPLE = f"a number, or a time such as {_TIME}, at most with nine digits of a second, and six after 2262"
 
 
 class TimeColumn:
@@ -135,32 +136,36 @@ class TimeColumn:
     def _as_number(self, array: Any, wanted: Any, where: Where) -> Any:
         """Times as integers, which must be of one unit in all files."""
         kind = _unzoned(array.type)
+        if pa.types.is_floating(wanted):
+            raise DataError(f"{where(0)}: column {self._name!r} holds {kind}, expected numbers")
         if self._read_as_number is None:
             self._read_as_number = kind
         if kind != self._read_as_number:
             raise DataError(
                 f"{where(0)}: column {self._name!r} holds {kind}, and {self._read_as_number} before, so that integers "
-                f"would be of two units: set time_type='{kind}' (--time-type '{kind}')"
+                f"would be of two units{_with_type(kind)}"
             )
         if pa.types.is_date32(kind) or pa.types.is_time32(kind):
             return cast(array.view(pa.int32()), wanted, self._name, where, wanted)
         return cast(array.view(pa.int64()), wanted, self._name, where, wanted)
 
     def _exact(self, array: Any, wanted: Any, where: Where) -> Any:
+        """Times of one family in another type, without loss."""
         kind = array.type
         zone = getattr(kind, "tz", None)
-        found = cast(
-            array, pa.timestamp(wanted.unit, zone) if zone and pa.types.is_timestamp(wanted) else wanted, self._name,
-            where, f"a time that {wanted} can express exactly{self._advice(wanted)}",
-        )  # fmt: skip
+        target = pa.timestamp(wanted.unit, zone) if zone and pa.types.is_timestamp(wanted) else wanted
+        units = [getattr(part, "unit", None) for part in (kind, wanted)]
+        finer = None not in units and _UNITS.index(units[0]) > _UNITS.index(units[1])
+        advice = _with_type(_unzoned(kind)) if finer else self._advice(wanted)
+        found = cast(array, target, self._name, where, f"a time that {wanted} can express exactly{advice}")
         if pa.types.is_date(wanted):
             # pyarrow drops the time of day, and more where it does not fit.
             same = pc.equal(pc.cast(found, _unzoned(kind), safe=False), array.view(_unzoned(kind)))
             if not pc.all(same).as_py():
                 row = first(pc.invert(same))
                 raise DataError(
-                    f"{where(row)}: {self._name} is {shown(array, row)}, expected {wanted}, without a time of day; set "
-                    f"time_type='{_unzoned(kind)}' (--time-type '{_unzoned(kind)}')"
+                    f"{where(row)}: {self._name} is {shown(array, row)}, expected {wanted}, without a time of day"
+                    f"{_with_type(_unzoned(kind))}"
                 )
         return found
 
@@ -174,7 +179,9 @@ class TimeColumn:
         wrong = (times > LARGEST_INTEGER_TIME) | (times < -LARGEST_INTEGER_TIME)
         if wrong.any():
             row = int(wrong.argmax())
-            entry = times[row] if is_number(array.type) else f"{shown(array, row)}, {times[row]} {array.type}"
+            entry = str(times[row]) if is_number(array.type) else shown(array, row)
+            if entry.startswith("<"):
+                entry = f"{times[row]} in {array.type}"
             raise DataError(
                 f"{where(row)}: {self._name} is {entry}, expected a time within 2**62 of zero"
                 f"{self._advice(array.type, int(abs(float(times[row]))) < (1 << 63) - 1)}"
@@ -182,26 +189,42 @@ class TimeColumn:
         return times
 
     def _advice(self, kind: Any, genuine: bool = True) -> str:
-        if genuine and getattr(kind, "unit", None) == "ns":
-            coarse = str(_unzoned(kind)).replace("ns", "us")
-            limit = ", which nanoseconds since 1970 leave in 2116" if pa.types.is_timestamp(kind) else ""
-            return f"{limit}: read the table with time_type='{coarse}' (--time-type '{coarse}')"
-        return "; if it stands for no time at all, leave the row out"
+        if not genuine or getattr(kind, "unit", None) != "ns":
+            return "; if it stands for no time at all, leave the row out"
+        limit = ", which nanoseconds since 1970 leave in 2116" if pa.types.is_timestamp(kind) else ""
+        return limit + _with_type(str(_unzoned(kind)).replace("ns", "us"))
 
     def _parse(self, text: Any, where: Where) -> Any:
         if self._parsed is None:
             self._parsed = _zoned(self._wanted, text) if self._wanted is not None else _guess(text)
-        if self._parsed is None:
+        kind = self._parsed
+        if kind is None:
             raise DataError(f"{where(0)}: {self._name} is {shown(text, 0)}, expected {_EXAMPLE}")
-        hint = f"{self._parsed}, as time_type or the others say (another is set with time_type)"
-        if pa.types.is_timestamp(self._parsed):
-            zone = "with a zone, as the first one has" if self._parsed.tz else "without a zone, as the first one"
-            hint = (
-                f"{self._parsed} such as 2024-03-01T12:00:00{'Z' if self._parsed.tz else ''}, {zone}; another "
-                f"unit is set with time_type (--time-type)"
-            )
-            text = _without_zeros(text, self._parsed.unit)
-        return cast(text, self._parsed, self._name, where, hint)
+        hint = f"{kind}, as time_type or the others say (another is set with time_type)"
+        if pa.types.is_timestamp(kind):
+            example = f"such as {_TIME}"
+            if kind.tz or casts(text[:1], kind):
+                example = "with a zone, as the first one has" if kind.tz else "without a zone, as the first one"
+            hint = f"{kind}, {example} (another unit is set with time_type, --time-type)"
+            text = _without_zeros(text, kind.unit)
+        array = cast(text, kind, self._name, where, hint)
+        if pa.types.is_floating(kind):
+            self._check_whole(text, where)
+        return array
+
+    def _check_whole(self, text: Any, where: Where) -> None:
+        """Raise DataError for an integer among floats that is none of them."""
+        for row in np.flatnonzero(pc.match_substring_regex(text, r"^[+-]?\d{16,}$").to_numpy(zero_copy_only=False)):
+            entry = int(text[int(row)].as_py())
+            if float(entry) != entry:
+                raise DataError(
+                    f"{where(int(row))}: {self._name} is {entry}, which no float expresses, and others are fractions: "
+                    f"bring them to one type, such as timestamps"
+                )
+
+
+def _with_type(kind: object) -> str:
+    return f": read the table with time_type='{kind}' (--time-type '{kind}')"
 
 
 def _reinterpreted(whole: Any, wanted: Any, name: str, where: Where) -> Any:
