@@ -74,7 +74,7 @@ def strings(array: Any, name: str, where: Where) -> Any:
         DataError: a missing entry, or a column of another type.
     """
     array = plain(array, name, where)
-    if not (pa.types.is_integer(array.type) or is_string(array.type) or pa.types.is_null(array.type)):
+    if not (_is_whole(array.type) or is_string(array.type) or pa.types.is_null(array.type)):
         also = ": write it as either" if pa.types.is_floating(array.type) else ""
         raise DataError(f"{where(0)}: column {name!r} should hold strings or integers, got {array.type}{also}")
     if array.null_count:
@@ -95,14 +95,22 @@ def _refuse_nul(text: Any, name: str, where: Where) -> None:
 
 
 def floats(array: Any, name: str, where: Where, dtype: Any = np.float64) -> NDArray[Any]:
-    """Return a numeric column as floats, NaN where it is missing; in text, words such as NA are missing too.
+    """Return a numeric column as floats, NaN where it is missing.
+
+    In text, words such as NA are missing too, and true and false are 1 and 0.
 
     Raises:
         DataError: an entry that is no number, or infinite, or too large for `dtype`.
     """
     array = plain(array, name, where)
     if is_string(array.type):
-        array = cast(without_missing(array), pa.float64(), name, where, "a number")
+        array = without_missing(array)
+        # pyarrow would take 1 for true as well, but a column of both is more likely a mistake.
+        truths = pc.is_in(pc.utf8_lower(array), value_set=pa.array(["true", "false", None], array.type))
+        if pc.all(truths).as_py():
+            array = pc.cast(pc.utf8_lower(array), pa.bool_())
+        else:
+            array = cast(array, pa.float64(), name, where, "a number")
     elif not is_number(array.type):
         raise DataError(f"{where(0)}: column {name!r} should hold numbers, got {array.type}")
     if pa.types.is_boolean(array.type):
@@ -149,7 +157,7 @@ def targets(columns: Sequence[Any], name: str, where: Where) -> Any:
         gap = _is_missing(array)
         rest = array.filter(pc.invert(gap))
         kind = next((kind for kind in (pa.int64(), pa.float64()) if len(rest) and casts(rest, kind)), None)
-        if kind is None:
+        if kind is None or _merges(rest, kind):
             return array.to_pylist()
         if len(rest) < len(array):
             row = first(gap)
@@ -158,7 +166,7 @@ def targets(columns: Sequence[Any], name: str, where: Where) -> Any:
                 f"numbers: if it is a class, give all classes names)"
             )
         array = pc.cast(array, kind)
-    if pa.types.is_boolean(array.type) or pa.types.is_integer(array.type):
+    if pa.types.is_boolean(array.type) or _is_whole(array.type):
         return cast(array, pa.int64(), name, where, "int64").to_numpy(zero_copy_only=False)
     numbers = floats(array, name, where)
     if np.isnan(numbers).any():
@@ -184,7 +192,7 @@ def _joined(columns: Sequence[Any], name: str, where: Where) -> Any:
             raise DataError(
                 f"{place(0)}: column {name!r} holds {part.type}, and {parts[0].type} before; bring them to one"
             )
-    whole = all(pa.types.is_integer(kind) or pa.types.is_boolean(kind) for kind in kinds)
+    whole = all(_is_whole(kind) or pa.types.is_boolean(kind) for kind in kinds)
     common = pa.large_string() if text else pa.int64() if whole else pa.float64()
     return pa.concat_arrays(
         [cast(part, common, name, place, common) for part, place in zip(parts, places, strict=True)]
@@ -193,6 +201,22 @@ def _joined(columns: Sequence[Any], name: str, where: Where) -> Any:
 
 def _from(where: Where, start: int) -> Where:
     return lambda row: where(start + row)
+
+
+def _merges(text: Any, kind: Any) -> bool:
+    """Whether different names would become one number: 1 and 01, or integers that no float tells apart."""
+    if pa.types.is_floating(kind):
+        return inexact_integer(text) is not None
+    return bool(pc.count_distinct(text).as_py() > pc.count_distinct(pc.cast(text, kind)).as_py())
+
+
+def inexact_integer(text: Any) -> int | None:
+    """Return the row of the first integer in text that is no float64, or None."""
+    for row in np.flatnonzero(pc.match_substring_regex(text, r"^[+-]?\d{16,}$").to_numpy(zero_copy_only=False)):
+        entry = int(text[int(row)].as_py())
+        if len(str(entry)) > 309 or float(entry) != entry:
+            return int(row)
+    return None
 
 
 def without_missing(text: Any, missing: Sequence[str] = MISSING) -> Any:
@@ -212,6 +236,10 @@ def is_string(kind: Any) -> bool:
 def is_number(kind: Any) -> bool:
     checks = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_decimal, pa.types.is_null)
     return any(check(kind) for check in checks)
+
+
+def _is_whole(kind: Any) -> bool:
+    return bool(pa.types.is_integer(kind) or (pa.types.is_decimal(kind) and kind.scale <= 0))
 
 
 def first(mask: Any) -> int:

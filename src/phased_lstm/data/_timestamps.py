@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from .._checks import LARGEST_INTEGER_TIME
 from ..errors import DataError
 from ._arrow import Where
-from ._columns import MISSING, cast, casts, first, is_number, is_string, plain, shown, without_missing
+from ._columns import MISSING, cast, casts, first, inexact_integer, is_number, is_string, plain, shown, without_missing
 
 _UNITS = ("s", "ms", "us", "ns")
 # Digits of a fraction of a second that a unit has.
@@ -208,19 +208,13 @@ class TimeColumn:
             hint = f"{kind}, {example} (another unit is set with time_type, --time-type)"
             text = _without_zeros(text, kind.unit)
         array = cast(text, kind, self._name, where, hint)
-        if pa.types.is_floating(kind):
-            self._check_whole(text, where)
+        row = inexact_integer(text) if pa.types.is_floating(kind) else None
+        if row is not None:
+            raise DataError(
+                f"{where(row)}: {self._name} is {shown(text, row)}, which no float expresses, beside fractions: "
+                f"bring them to one type, such as timestamps"
+            )
         return array
-
-    def _check_whole(self, text: Any, where: Where) -> None:
-        """Raise DataError for an integer among floats that is none of them."""
-        for row in np.flatnonzero(pc.match_substring_regex(text, r"^[+-]?\d{16,}$").to_numpy(zero_copy_only=False)):
-            entry = int(text[int(row)].as_py())
-            if float(entry) != entry:
-                raise DataError(
-                    f"{where(int(row))}: {self._name} is {entry}, which no float expresses, and others are fractions: "
-                    f"bring them to one type, such as timestamps"
-                )
 
 
 def _with_type(kind: object) -> str:
