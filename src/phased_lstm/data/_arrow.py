@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bisect
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +19,6 @@ Source = str | Path | Sequence[str | Path]
 
 # Rows of a Parquet batch and bytes of a CSV block: a few MB of memory each.
 _ROWS, _BLOCK = 1 << 16, 1 << 22
-_NUMBERS = re.compile(r"|(Unnamed: \d+(_level_\d+)?)|(__index_level_\d+__)")
 
 
 def table_files(source: Source) -> list[Path]:
@@ -58,20 +56,16 @@ def column_names(path: Path) -> list[str]:
     Raises:
         DataError: the file cannot be read.
     """
-    return file_columns(path, _BLOCK)[0]
+    return columns_and_index(path)[0]
 
 
-def row_numbers(path: Path) -> list[str]:
-    """Return the columns of one file that number its rows rather than measure: those that pandas writes for its index.
-
-    These are what pandas' own metadata names as index, and columns that have no name, or the names with which pandas
-    writes and reads an index without a name.
+def columns_and_index(path: Path) -> tuple[list[str], frozenset[str]]:
+    """Return the names of the columns of one file, and of those that pandas' metadata names as its index.
 
     Raises:
         DataError: the file cannot be read.
     """
-    names, index = file_columns(path, _BLOCK)
-    return [name for name in names if name in index or _NUMBERS.fullmatch(name.strip())]
+    return file_columns(path, _BLOCK)
 
 
 def listed(names: Iterable[str]) -> str:

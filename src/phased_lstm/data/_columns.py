@@ -104,13 +104,7 @@ def floats(array: Any, name: str, where: Where, dtype: Any = np.float64) -> NDAr
     """
     array = plain(array, name, where)
     if is_string(array.type):
-        array = without_missing(array)
-        # pyarrow would take 1 for true as well, but a column of both is more likely a mistake.
-        truths = pc.is_in(pc.utf8_lower(array), value_set=pa.array(["true", "false", None], array.type))
-        if pc.all(truths).as_py():
-            array = pc.cast(pc.utf8_lower(array), pa.bool_())
-        else:
-            array = cast(array, pa.float64(), name, where, "a number")
+        array = _numbers(array, name, where)
     elif not is_number(array.type):
         raise DataError(f"{where(0)}: column {name!r} should hold numbers, got {array.type}")
     if pa.types.is_boolean(array.type):
@@ -123,6 +117,19 @@ def floats(array: Any, name: str, where: Where, dtype: Any = np.float64) -> NDAr
         row = int(infinite.argmax())
         raise DataError(f"{where(row)}: {name} is {numbers[row]}, expected a finite {np.dtype(dtype)} or nothing")
     return narrowed
+
+
+def _numbers(text: Any, name: str, where: Where) -> Any:
+    """Text as float64 or bool, null where it is a gap."""
+    text = pc.if_else(pc.equal(text, ""), None, text)
+    # Most columns have no words; looking for them takes longer than all else.
+    if casts(text, pa.float64()):
+        return pc.cast(text, pa.float64())
+    text = without_missing(text)
+    lower = pc.utf8_lower(text)
+    if pc.all(pc.is_in(lower, value_set=pa.array(["true", "false", None], lower.type))).as_py():
+        return pc.cast(lower, pa.bool_())
+    return cast(text, pa.float64(), name, where, "a number")
 
 
 def leading(array: Any, entry: str) -> int:
@@ -182,6 +189,8 @@ def _joined(columns: Sequence[Any], name: str, where: Where) -> Any:
     for column in columns:
         places.append(_from(where, row))
         parts.append(plain(column, name, places[-1]))
+        if pa.types.is_null(parts[-1].type) and len(column):
+            raise DataError(f"{places[-1](0)}: there is no {name}; leave the row out")
         row += len(column)
     kinds = {part.type for part in parts}
     if len(kinds) == 1:

@@ -6,7 +6,6 @@ extra `data` (pyarrow).
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,19 +16,10 @@ import torch
 from numpy.typing import NDArray
 
 from ..errors import DataError
-from ._arrow import (
-    Piece,
-    Rows,
-    Source,
-    Where,
-    batches,
-    column_names,
-    listed,
-    row_numbers,
-    shares,
-    table_files,
-)
-from ._columns import floats, leading, runs, strings
+from ._arrow import Piece, Rows, Source, Where, batches, column_names, listed, table_files
+from ._columns import floats, runs, strings
+from ._roles import check_wide, measurements, row_numbers
+from ._shares import shared_batches
 from ._timestamps import TimeColumn
 from .events import EventBatch
 
@@ -216,7 +206,7 @@ def scan_channels(source: Source, format: TableFormat) -> tuple[str, ...]:
     if format.features is not None:
         return format.features
     if format.channel is None:
-        return _measurements(files[0], format)
+        return measurements(files[0], format)
     found: set[str] = set()
     for batch, rows, start in batches(map(Piece, files), [format.channel]):
         found.update(strings(batch.column(0), format.channel, rows.after(start)).unique().to_pylist())
@@ -237,75 +227,6 @@ def scan_time_type(source: Source, format: TableFormat) -> str:
         times(batch.column(0), rows.after(start))
         return times.type_name
     raise DataError(f"{', '.join(map(str, files))}: the table has no sequences")
-
-
-def _measurements(path: Path, format: TableFormat) -> tuple[str, ...]:
-    """The columns of a wide table with values: all that have no other meaning."""
-    names = [name for name in column_names(path) if name not in (format.id, format.time, *format.ignored)]
-    numbers = [name for name in names if name in row_numbers(path)]
-    if numbers:
-        warnings.warn(
-            f"{path}: left out {' and '.join(map(repr, numbers))}, which is pandas' index or has no name; if it was "
-            f"measured, give it a name, or name it among the features (--features)",
-            stacklevel=4,
-        )
-    names = [name for name in names if name not in numbers]
-    again = next((name for name in names if names.count(name) > 1), None)
-    if again is not None:
-        raise DataError(f"{path} has two columns {again!r}: rename one, or name the features (--features)")
-    return tuple(names)
-
-
-def _check_wide(path: Path, format: TableFormat) -> None:
-    """Raise DataError if the channels of a long table would all become one."""
-    names = set(column_names(path)) - {format.id, format.time, *format.ignored}
-    features = (format.value,) if format.features is None else format.features
-    if {"channel", format.value} <= names and format.value in features and "channel" not in features:
-        raise DataError(
-            f"{path} has columns 'channel' and {format.value!r}, as a long table has, and read as a wide one it would "
-            f"make one channel of all: leave features (--features) out, or say channel='channel' (--channel channel)"
-        )
-
-
-def _shared(source: Source, columns: Sequence[str], rank: int, ranks: int) -> Iterator[tuple[Any, Rows, int]]:
-    """The rows of the sequences that begin in one rank's part, as `batches` gives them."""
-    parts = shares(source, ranks)
-    # The sequence with which the part before ends belongs to that part.
-    previous = _last_id([piece for part in parts[:rank] for piece in part], columns[0])
-    current: str | None = None
-    beyond = False
-
-    def pieces() -> Iterator[Piece]:
-        nonlocal beyond
-        yield from parts[rank]
-        beyond = True
-        for part in parts[rank + 1 :]:
-            yield from part
-
-    for batch, rows, start in batches(pieces(), columns):
-        if beyond and current is None:
-            return
-        ids = strings(batch.column(0), columns[0], rows.after(start))
-        begin = 0 if previous is None else leading(ids, previous)
-        if begin == len(ids):
-            continue
-        previous = None
-        end = leading(ids, current) if beyond and current is not None else len(ids)
-        if end > begin:
-            yield batch.slice(begin, end - begin), rows, start + begin
-        if end < len(ids):
-            return
-        current = ids[-1].as_py()
-
-
-def _last_id(pieces: Sequence[Piece], id: str) -> str | None:
-    for piece in reversed(pieces):
-        last: str | None = None
-        for batch, rows, start in batches([piece], [id]):
-            last = strings(batch.column(0), id, rows.after(start))[-1].as_py()
-        if last is not None:
-            return last
-    return None
 
 
 class _Reader:
@@ -331,7 +252,7 @@ class _Reader:
             columns = [format.id, format.time, format.channel, format.value]
         else:
             for path in table_files(source):
-                _check_wide(path, format)
+                check_wide(path, format)
                 if format.features is None and format.unseen == "error":
                     self._check_features(path)
             columns = [format.id, format.time, *self._channels]
@@ -342,7 +263,7 @@ class _Reader:
             kind = scan_time_type(source, format)
             numbers = "error" if format.time_type is None and format.numbers == "accept" else format.numbers
             self._times = TimeColumn(format.time, kind, numbers)
-            found = _shared(source, columns, *share)
+            found = shared_batches(source, columns, *share)
         for batch, rows, start in found:
             if not self._gathered:
                 self._first_row = start
