@@ -194,6 +194,14 @@ def test_zeros_beyond_the_wanted_unit_are_exact(write: Write) -> None:
     assert read_times(write, text[:1], time_type="timestamp[s]").events.times.tolist() == [LATE]
 
 
+def test_days_in_text(write: Write) -> None:
+    for text in (["1970-01-03", "1970-01-02"], ["1970-01-03 00:00:00Z", "1970-01-02T00:00:00Z"]):
+        assert read_times(write, pa.array(text), time_type="date32[day]").events.times.tolist() == [1, 2]
+    for text in ("1970-01-02T06:00", "19700102", "2"):
+        with pytest.raises(DataError, match="row 1: time is"):
+            read_times(write, pa.array([text]), time_type="date32[day]")
+
+
 @pytest.mark.parametrize("units", [("ns", "ms"), ("ms", "ns"), ("s", "us")])
 def test_files_of_several_units_become_one_exactly(write: Write, units: tuple[str, str]) -> None:
     scale = {"s": 1, "ms": 1000, "us": 10**6, "ns": 10**9}

@@ -196,7 +196,10 @@ class TimeColumn:
 
     def _parse(self, text: Any, where: Where) -> Any:
         if self._parsed is None:
-            self._parsed = _zoned(self._wanted, text) if self._wanted is not None else _guess(text)
+            wanted = self._wanted
+            guessed = wanted is None or pa.types.is_date(wanted)
+            # A day may be written with midnight.
+            self._parsed = _guess(text, numbers=wanted is None) if guessed else _zoned(wanted, text)
         kind = self._parsed
         if kind is None:
             raise DataError(f"{where(0)}: {self._name} is {shown(text, 0)}, expected {_EXAMPLE}")
@@ -218,7 +221,7 @@ class TimeColumn:
 
 
 def _with_type(kind: object) -> str:
-    return f": read the table with time_type='{kind}' (--time-type '{kind}')"
+    return f": read the table with time_type='{kind}' (phased-lstm train --time-type '{kind}')"
 
 
 def _reinterpreted(whole: Any, wanted: Any, name: str, where: Where) -> Any:
@@ -235,10 +238,10 @@ def _without_zeros(text: Any, unit: str) -> Any:
     return pc.replace_substring_regex(text, kept + r"($|[Z+-])", r"\1\2")
 
 
-def _guess(text: Any) -> Any:
+def _guess(text: Any, numbers: bool) -> Any:
     """The first type that all entries have, else that the first one has, or None."""
     stamps = [_zoned(pa.timestamp(unit), text) for unit in ("us", "ns")]
-    kinds = [pa.int64(), pa.float64(), *stamps]
+    kinds = [*([pa.int64(), pa.float64()] if numbers else []), *stamps]
     return next((kind for part in (text, text[:1]) for kind in kinds if casts(part, kind)), None)
 
 
