@@ -138,6 +138,17 @@ def test_arrow_streams(tmp_path: Path, name: str) -> None:
         read_table(path)
 
 
+def test_damaged_offsets_of_arrow_text_are_refused(tmp_path: Path) -> None:
+    table = pa.table({"id": ["pq"] * 3, "time": [1, 2, 3], "flow": [1.0] * 3})
+    path = write_arrow(tmp_path / "t.arrow", table, pa.ipc.new_file)
+    whole = path.read_bytes()
+    offsets = np.array([0, 2, 4, 6], np.int32).tobytes()
+    assert whole.count(offsets) == 1
+    path.write_bytes(whole.replace(offsets, np.array([0, 2, 2**30, 6], np.int32).tobytes()))
+    with pytest.raises(DataError, match=r"t\.arrow cannot be read: .*truncated or damaged"):
+        read_table(path)
+
+
 def test_version_1_of_feather_is_refused(put: Put) -> None:
     with pytest.raises(DataError, match="version 1 of Feather"):
         read_table(put(b"FEA1" + bytes(60) + b"FEA1", "t.feather"))

@@ -196,10 +196,10 @@ def _arrow_batches(path: Path, file: Any, columns: list[str]) -> Iterator[Any]:
     reader = _arrow_reader(path, file)
     if hasattr(reader, "num_record_batches"):
         for number in range(reader.num_record_batches):
-            yield reader.get_batch(number).select(columns)
+            yield _checked(reader.get_batch(number).select(columns))
         return
     for batch in reader:
-        yield batch.select(columns)
+        yield _checked(batch.select(columns))
     # A stream that is cut between two batches, or to which another was appended, reads like a whole one.
     end = file.tell()
     file.seek(max(0, end - len(_STREAM_END)))
@@ -208,6 +208,18 @@ def _arrow_batches(path: Path, file: Any, columns: list[str]) -> Iterator[Any]:
             f"{path} does not end where its stream of batches ends: it is truncated, or several streams were joined; "
             f"write it again as one"
         )
+
+
+def _checked(batch: Any) -> Any:
+    """A batch whose offsets lie within its buffers: Arrow files are mapped as they are, and a damaged one would crash."""
+    for column in batch.columns:
+        try:
+            column.validate(full=True)
+        except pa.ArrowInvalid as error:
+            # Text that is not UTF-8 is named by its row later.
+            if "UTF8" not in str(error):
+                raise
+    return batch
 
 
 def _parquet_batches(

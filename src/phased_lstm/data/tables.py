@@ -192,7 +192,8 @@ def iter_sequences(
     format = TableFormat.detect(source) if format is None else format
     names = tuple(scan_channels(source, format) if channels is None else map(str, channels))
     if not names or len(set(names)) < len(names):
-        raise DataError(f"channels should be distinct, and at least one, got {listed(names) or 'none'}")
+        files = ", ".join(map(str, table_files(source)))
+        raise DataError(f"{files}: channels should be distinct, and at least one, got {listed(names) or 'none'}")
     return _Reader(format, names, chunk_events, dtype).read(source, share)
 
 
