@@ -186,7 +186,9 @@ def test_text_that_is_not_utf8_in_parquet(tmp_path: Path) -> None:
         ("Unnamed: 0,id,time,flow\n0,p,1,5\n1,p,2,6\n", "'Unnamed: 0'"),
         (",Unnamed: 0,id,time,flow\n0,0,p,1,5\n1,1,p,2,6\n", "'' and 'Unnamed: 0'"),
         ("id,time,flow,\np,1,5,\np,2,6,\n", "''"),
+        ("Unnamed: 0.1,...2,id,time,flow\n0,0,p,1,5\n1,1,p,2,6\n", "'Unnamed: 0.1' and '...2'"),
         ("index,id,time,flow\n3,p,1,5\n8,p,2,6\n", "'index'"),
+        ("Row_Number,id,time,flow\n3,p,1,5\n8,p,2,6\n", "'Row_Number'"),
     ],
 )
 def test_row_numbers_in_text_are_no_channel(put: Put, content: str, left_out: str) -> None:

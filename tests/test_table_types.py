@@ -231,6 +231,21 @@ def test_files_of_several_kinds_of_times_are_refused(write: Write) -> None:
                     read_table([files[first], files[second]])
 
 
+def test_times_with_and_without_a_zone_do_not_mix(write: Write) -> None:
+    columns = {
+        "naive": stamps("s", 1), "tokyo": stamps("s", 1).cast(pa.timestamp("s", "Asia/Tokyo")),
+        "text": pa.array(["1970-01-01T00:00:01"]), "utc": pa.array(["1970-01-01T00:00:01Z"]),
+    }  # fmt: skip
+    files = {name: write({"id": [name], "time": column, "x": [1.0]}, name=name) for name, column in columns.items()}
+    for pair in (("naive", "text"), ("tokyo", "utc")):
+        assert len(read_table([files[name] for name in pair]).ids) == 2
+    for pair, message in ((("naive", "utc"), "with a time zone, and without one before"),
+                          (("tokyo", "text"), "without a time zone, and with one before")):  # fmt: skip
+        for kind in (None, "timestamp[us]"):
+            with pytest.raises(DataError, match=rf"{pair[1]}\.arrow, row 1: .*{message}"):
+                read_table([files[name] for name in pair], TableFormat(time_type=kind))
+
+
 def test_numbers_alone_or_timestamps_alone(write: Write) -> None:
     for column, numbers, message in (
         (stamps("s", 1), "only", r"holds timestamp\[s\], expected numbers"),

@@ -211,7 +211,7 @@ def _arrow_batches(path: Path, file: Any, columns: list[str]) -> Iterator[Any]:
 
 
 def _checked(batch: Any) -> Any:
-    """A batch whose offsets lie within its buffers: Arrow files are mapped as they are, and a damaged one would crash."""
+    """A batch whose offsets lie within its buffers: pyarrow takes them as they stand, and damaged ones would crash."""
     for column in batch.columns:
         try:
             column.validate(full=True)

@@ -15,10 +15,10 @@ from ._columns import floats
 if TYPE_CHECKING:
     from .tables import TableFormat
 
-# Names with which pandas writes an index without a name, and reads one back.
-_NUMBERS = re.compile(r"|(Unnamed: \d+(_level_\d+)?)|(__index_level_\d+__)")
+# Names with which pandas writes an index without a name, and with which it and readr read one back.
+_NUMBERS = re.compile(r"|(Unnamed: \d+(_level_\d+)?(\.\d+)?)|(__index_level_\d+__)|(\.\.\.\d+)")
 # Names that an index gets where it becomes a column, and that a measurement may have too.
-_FORMER_INDEX = re.compile(r"index|level_\d+")
+_FORMER_INDEX = re.compile(r"index|idx|level_\d+|row([ ._]?(names?|numbers?|nr|no|num|id|index))?", re.IGNORECASE)
 
 
 def measurements(path: Path, format: TableFormat) -> tuple[str, ...]:
@@ -28,7 +28,7 @@ def measurements(path: Path, format: TableFormat) -> tuple[str, ...]:
     numbers = [name for name in names if name in numbering]
     if numbers:
         warnings.warn(
-            f"{path}: left out {' and '.join(map(repr, numbers))}, which is pandas' index or has no name; if it was "
+            f"{path}: left out {' and '.join(map(repr, numbers))}, which numbers the rows or has no name; if it was "
             f"measured, give it a name, or name it among the features (--features)",
             stacklevel=4,
         )
@@ -54,7 +54,7 @@ def row_numbers(path: Path) -> list[str]:
     """Return the columns of one file that number its rows rather than measure.
 
     These are what pandas' own metadata names as index, columns that have no name, or a name that pandas gives to an
-    index without one; and those called index that grow from row to row through all sequences.
+    index without one; and those called index, row or the like that grow from row to row through all sequences.
 
     Raises:
         DataError: the file cannot be read.

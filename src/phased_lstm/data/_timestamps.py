@@ -54,6 +54,7 @@ class TimeColumn:
         self._numbers = numbers
         self._parsed: Any = None
         self._read_as_number: Any = None
+        self._with_zone: bool | None = None
         self.type: Any = None
 
     @property
@@ -80,6 +81,8 @@ class TimeColumn:
         if array.null_count:
             raise DataError(f"{where(first(array.is_null()))}: there is no {self._name}")
         array = self._whole_or_float(self._parse(array, where) if text else array, where)
+        if pa.types.is_timestamp(array.type):
+            self._check_zone(array.type.tz is not None, where)
         array = self._brought(array, where)
         if self.type is None:
             self.type = _unzoned(array.type)
@@ -89,6 +92,14 @@ class TimeColumn:
         narrow = pa.types.is_date32(array.type) or pa.types.is_time32(array.type)
         whole = pc.cast(array.view(pa.int32()), pa.int64()) if narrow else array.view(pa.int64())
         return self._checked(np.asarray(whole.to_numpy(zero_copy_only=False)), array, where)
+
+    def _check_zone(self, zone: bool, where: Where) -> None:
+        """Raise DataError where times of a zone follow others that may be of any."""
+        if self._with_zone is None:
+            self._with_zone = zone
+        if zone != self._with_zone:
+            kinds = "with a time zone, and without one" if zone else "without a time zone, and with one"
+            raise DataError(f"{where(0)}: column {self._name!r} holds times {kinds} before: bring them to one")
 
     def _whole_or_float(self, array: Any, where: Where) -> Any:
         """Numbers as int64 or float64, other times as they are."""

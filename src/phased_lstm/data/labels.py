@@ -101,7 +101,7 @@ class Labels:
         for name, entry in zip(self.ids, entries, strict=True):
             if entry not in numbers:
                 raise DataError(
-                    f"{self.source}: {target} of {name} is {entry}, not among the classes {', '.join(classes)}"
+                    f"{self.source}: {target} of {name} is {entry}, not among the classes {listed(classes)}"
                 )
         return torch.tensor([numbers[entry] for entry in entries], dtype=torch.int64), classes
 
@@ -130,7 +130,10 @@ def read_labels(source: Source, targets: Sequence[str], *, id: str = "id", stati
         where = places.after(start)
         for row, entry in enumerate(strings(batch.column(id), id, where).to_pylist()):
             if entry in seen:
-                raise DataError(f"{where(row)}: {id} {entry} occurs a second time, first at {places(seen[entry])}")
+                raise DataError(
+                    f"{where(row)}: {id} {entry} occurs a second time, first at {places(seen[entry])}: keep one row "
+                    f"for each sequence (the column of ids is named with id, --id)"
+                )
             seen[entry] = start + row
         for target in targets:
             columns[target].append(batch.column(target))
