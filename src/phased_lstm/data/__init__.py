@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .tables import iter_sequences as iter_sequences
     from .tables import read_table as read_table
     from .tables import scan_channels as scan_channels
+    from .tables import scan_time_type as scan_time_type
 
 _HOME = {
     "AddressEncoder": ".encoders",
@@ -54,6 +55,7 @@ _HOME = {
     "read_labels": ".labels",
     "read_table": ".tables",
     "scan_channels": ".tables",
+    "scan_time_type": ".tables",
     "with_queries": ".inputs",
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,8 +12,9 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError
-from ._arrow import Piece, Source, batches, floats, strings, table_files
-from ._arrow import targets as as_targets
+from ._arrow import Piece, Source, batches, listed, table_files
+from ._columns import floats, strings
+from ._columns import targets as as_targets
 
 
 @dataclass(frozen=True)
@@ -49,9 +51,15 @@ class Labels:
         if absent:
             raise DataError(
                 f"{self.source} has no label for {len(absent)} of {len(found)} series: {_some(absent)}; add them, or "
-                f"leave those series out"
+                f"leave those series out{self._alike(absent)}"
             )
         return torch.tensor([row for _, row in found], dtype=torch.int64)
+
+    def _alike(self, absent: Iterable[str]) -> str:
+        """What to say where an id without a label differs from one with a label in spelling alone."""
+        known = {_bare(name): name for name in reversed(self.ids)}
+        name = next((name for name in absent if _bare(name) in known), None)
+        return "" if name is None else f" (ids are compared as text, and {name!r} is not {known[_bare(name)]!r})"
 
     def check_all_used(self, ids: Iterable[str]) -> None:
         """Raise DataError if a label belongs to none of `ids`."""
@@ -93,7 +101,7 @@ class Labels:
         for name, entry in zip(self.ids, entries, strict=True):
             if entry not in numbers:
                 raise DataError(
-                    f"{self.source}: {target} of {name} is {entry}, not among the classes {', '.join(classes)}"
+                    f"{self.source}: {target} of {name} is {entry}, not among the classes {listed(classes)}"
                 )
         return torch.tensor([numbers[entry] for entry in entries], dtype=torch.int64), classes
 
@@ -103,9 +111,10 @@ def read_labels(source: Source, targets: Sequence[str], *, id: str = "id", stati
 
     Args:
         source: as in `tables.iter_sequences`.
-        targets: columns of targets: numbers, bool, or names of classes.
+        targets: columns of targets: numbers, bool, or names of classes, which may be words such as None or NA.
         id: column of ids.
-        static: numeric columns of features that do not change over a sequence; they may have gaps.
+        static: numeric columns of features that do not change over a sequence; they may have gaps, in text also words
+            such as NA.
 
     Raises:
         DataError: naming the file and row: a missing column, an id that is missing or occurs twice, a target that is
@@ -121,7 +130,10 @@ def read_labels(source: Source, targets: Sequence[str], *, id: str = "id", stati
         where = places.after(start)
         for row, entry in enumerate(strings(batch.column(id), id, where).to_pylist()):
             if entry in seen:
-                raise DataError(f"{where(row)}: {id} {entry} occurs a second time, first at {places(seen[entry])}")
+                raise DataError(
+                    f"{where(row)}: {id} {entry} occurs a second time, first at {places(seen[entry])}: keep one row "
+                    f"for each sequence (the column of ids is named with id, --id)"
+                )
             seen[entry] = start + row
         for target in targets:
             columns[target].append(batch.column(target))
@@ -140,5 +152,10 @@ def read_labels(source: Source, targets: Sequence[str], *, id: str = "id", stati
     )
 
 
+def _bare(id: str) -> str:
+    """An id without spaces, leading zeros, a fraction of zero and capitals."""
+    return re.sub(r"^0+(?=\d)|\.0+$", "", id.strip()).casefold()
+
+
 def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+    return listed(names[:5]) + (", ..." if len(names) > 5 else "")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
@@ -15,23 +16,15 @@ import torch
 from numpy.typing import NDArray
 
 from ..errors import DataError
-from ._arrow import (
-    Piece,
-    Rows,
-    Source,
-    TimeColumn,
-    Where,
-    batches,
-    column_names,
-    floats,
-    leading,
-    runs,
-    shares,
-    strings,
-    table_files,
-)
+from ._arrow import Piece, Rows, Source, Where, batches, column_names, listed, table_files
+from ._columns import floats, runs, strings
+from ._roles import check_wide, measurements, row_numbers
+from ._shares import shared_batches
+from ._timestamps import TimeColumn
 from .events import EventBatch
 
+# Codes of channels that are not read.
+_UNSEEN, _IGNORED = -1, -2
 _DTYPES = {torch.float32: np.float32, torch.float64: np.float64}
 
 
@@ -44,9 +37,13 @@ class TableFormat:
         time: column of times: timestamps, with a time zone or in UTC, integers, floats, or any of them as strings.
         channel: column of a long table that says what was measured; None: the table is wide.
         value: column of a long table with the measured values. A row without a value measures nothing.
-        features: columns of a wide table with measured values, NaN or empty where there is none; None: all others.
-        time_type: what times become: "int64", "float64", "timestamp[s]", "[ms]", "[us]" or "[ns]"; None: as they are.
-        numbers: whether integers are accepted for timestamps, in the unit of `time_type`, or an error.
+        features: columns of a wide table with measured values, NaN or empty where there is none; None: all others but
+            those of `ignored`, and those that only number the rows.
+        ignored: columns of a wide table, or channels of a long one, that are left out where there are such.
+        time_type: what times become: "int64", "float64", "timestamp[s]", "[ms]", "[us]" or "[ns]", or another type of
+            `scan_time_type`; None: as they are.
+        numbers: whether integers are accepted for timestamps, in the unit of `time_type`, an error, or all that is
+            accepted ("only").
         unseen: whether a channel that is not in the vocabulary is an error, or ignored.
         repeated: whether a second value of a channel at the same time of a long table is an error, or the last one
             counts. In a wide table each row is an event, whatever its time.
@@ -59,14 +56,15 @@ class TableFormat:
     value: str = "value"
     features: tuple[str, ...] | None = None
     time_type: str | None = None
-    numbers: Literal["accept", "error"] = "accept"
+    numbers: Literal["accept", "error", "only"] = "accept"
     unseen: Literal["error", "ignore"] = "error"
     repeated: Literal["error", "last"] = "error"
     empty: Literal["error", "skip"] = "error"
+    ignored: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name, choices in (
-            ("numbers", ("accept", "error")),
+            ("numbers", ("accept", "error", "only")),
             ("unseen", ("error", "ignore")),
             ("repeated", ("error", "last")),
             ("empty", ("error", "skip")),
@@ -75,6 +73,22 @@ class TableFormat:
                 raise DataError(f"{name} should be {' or '.join(choices)}, got {getattr(self, name)!r}")
         if self.channel is not None and self.features is not None:
             raise DataError("features are columns of a wide table, channel is one of a long table: give one of them")
+        for name in ("features", "ignored"):
+            if isinstance(getattr(self, name), str):
+                raise DataError(f"{name} should be a sequence of names of columns, got {getattr(self, name)!r}")
+            value = getattr(self, name)
+            object.__setattr__(self, name, value if value is None else tuple(value))
+        roles = {"id": self.id, "time": self.time}
+        if self.channel is not None:
+            roles |= {"channel": self.channel, "value": self.value}
+        for name, column in roles.items():
+            other = next((role for role in roles if role != name and roles[role] == column), None)
+            if other is not None:
+                raise DataError(f"column {column!r} cannot be both {name} and {other}: name another one (--{other})")
+        for column in self.features or ():
+            if column in (self.id, *self.ignored):
+                kind = "the column of ids" if column == self.id else "to be ignored"
+                raise DataError(f"features name {column!r}, which is {kind}: leave it out of one (--features)")
         TimeColumn(self.time, self.time_type)
 
     @classmethod
@@ -89,8 +103,9 @@ class TableFormat:
             DataError: the table cannot be read, or an option has no such value.
         """
         if "channel" not in options and options.get("features") is None:
-            names = column_names(table_files(source)[0])
-            if {"channel", options.get("value", "value")} <= set(names):
+            taken = {options.get("id", "id"), options.get("time", "time"), *options.get("ignored", ())}
+            names = set(column_names(table_files(source)[0])) - taken
+            if {"channel", options.get("value", "value")} <= names:
                 options["channel"] = "channel"
         return cls(**options)
 
@@ -147,11 +162,13 @@ def iter_sequences(
 
     Args:
         source: a file, several, or a folder of files, read as one table: Parquet (.parquet, .pq), Feather
-            (.feather, .arrow, .ipc), CSV (.csv, .tsv, also with .gz or .bz2). In CSV the empty field, NA, N/A, NaN,
-            nan, null, NULL and None are missing.
+            (.feather, .arrow, .arrows, .ipc; files and streams), CSV (.csv, .tsv, also with .gz, .bz2 or .zst; UTF-8,
+            or UTF-16 with a byte order mark). Files of a folder that begin with "." or "_" are not read. In columns
+            of numbers and times the empty field, NA, N/A, #N/A, NaN, nan, null, NULL and None are missing.
         format: which columns mean what; None: `TableFormat.detect`.
         channels: the vocabulary, and so the columns of values, as fixed at training; None: all that the table has,
-            sorted, for which a long table is read once before.
+            sorted, for which a long table is read once before. Columns that only number the rows are left out of
+            them with a warning: those without a name, and the index that pandas writes.
         chunk_events: rows from which a chunk is complete at the end of a sequence.
         dtype: of the values, float32 or float64.
         share: (rank, ranks) to read one of several consecutive parts of about equal size, cut between the row groups
@@ -175,7 +192,8 @@ def iter_sequences(
     format = TableFormat.detect(source) if format is None else format
     names = tuple(scan_channels(source, format) if channels is None else map(str, channels))
     if not names or len(set(names)) < len(names):
-        raise DataError(f"channels should be distinct, and at least one, got {', '.join(names) or 'none'}")
+        files = ", ".join(map(str, table_files(source)))
+        raise DataError(f"{files}: channels should be distinct, and at least one, got {listed(names) or 'none'}")
     return _Reader(format, names, chunk_events, dtype).read(source, share)
 
 
@@ -189,54 +207,27 @@ def scan_channels(source: Source, format: TableFormat) -> tuple[str, ...]:
     if format.features is not None:
         return format.features
     if format.channel is None:
-        return tuple(name for name in column_names(files[0]) if name not in (format.id, format.time))
+        return measurements(files[0], format)
     found: set[str] = set()
     for batch, rows, start in batches(map(Piece, files), [format.channel]):
         found.update(strings(batch.column(0), format.channel, rows.after(start)).unique().to_pylist())
     if not found:
         raise DataError(f"{', '.join(map(str, files))}: the table has no sequences")
-    return tuple(sorted(found))
+    return tuple(sorted(found.difference(format.ignored)))
 
 
-def _shared(source: Source, columns: Sequence[str], rank: int, ranks: int) -> Iterator[tuple[Any, Rows, int]]:
-    """The rows of the sequences that begin in one rank's part, as `batches` gives them."""
-    parts = shares(source, ranks)
-    # The sequence with which the part before ends belongs to that part.
-    previous = _last_id([piece for part in parts[:rank] for piece in part], columns[0])
-    current: str | None = None
-    beyond = False
+def scan_time_type(source: Source, format: TableFormat) -> str:
+    """Return the type of a table's times, which as `time_type` reads other tables alike.
 
-    def pieces() -> Iterator[Piece]:
-        nonlocal beyond
-        yield from parts[rank]
-        beyond = True
-        for part in parts[rank + 1 :]:
-            yield from part
-
-    for batch, rows, start in batches(pieces(), columns):
-        if beyond and current is None:
-            return
-        ids = strings(batch.column(0), columns[0], rows.after(start))
-        begin = 0 if previous is None else leading(ids, previous)
-        if begin == len(ids):
-            continue
-        previous = None
-        end = leading(ids, current) if beyond and current is not None else len(ids)
-        if end > begin:
-            yield batch.slice(begin, end - begin), rows, start + begin
-        if end < len(ids):
-            return
-        current = ids[-1].as_py()
-
-
-def _last_id(pieces: Sequence[Piece], id: str) -> str | None:
-    for piece in reversed(pieces):
-        last: str | None = None
-        for batch, rows, start in batches([piece], [id]):
-            last = strings(batch.column(0), id, rows.after(start))[-1].as_py()
-        if last is not None:
-            return last
-    return None
+    Raises:
+        DataError: the table has no rows, its first times are none, or a file cannot be read.
+    """
+    files = table_files(source)
+    times = TimeColumn(format.time, format.time_type, format.numbers)
+    for batch, rows, start in batches(map(Piece, files), [format.time]):
+        times(batch.column(0), rows.after(start))
+        return times.type_name
+    raise DataError(f"{', '.join(map(str, files))}: the table has no sequences")
 
 
 class _Reader:
@@ -245,8 +236,8 @@ class _Reader:
     def __init__(self, format: TableFormat, channels: tuple[str, ...], chunk_events: int, dtype: torch.dtype) -> None:
         self._format, self._channels, self._chunk_events, self._dtype = format, channels, chunk_events, dtype
         self._long = format.channel is not None
-        self._codes = {name: code for code, name in enumerate(channels)}
-        self._times = TimeColumn(format.time, format.time_type, format.numbers == "accept")
+        self._codes = dict.fromkeys(format.ignored, _IGNORED) | {name: code for code, name in enumerate(channels)}
+        self._times = TimeColumn(format.time, format.time_type, format.numbers)
         self._seen: set[str] = set()
         # Of the rows that are gathered: the ids, where each begins, and the columns in parts.
         self._ids: list[str] = []
@@ -261,11 +252,19 @@ class _Reader:
         if format.channel is not None:
             columns = [format.id, format.time, format.channel, format.value]
         else:
-            if format.features is None and format.unseen == "error":
-                for path in table_files(source):
+            for path in table_files(source):
+                check_wide(path, format)
+                if format.features is None and format.unseen == "error":
                     self._check_features(path)
             columns = [format.id, format.time, *self._channels]
-        found = batches(map(Piece, table_files(source)), columns) if share is None else _shared(source, columns, *share)
+        if share is None:
+            found = batches(map(Piece, table_files(source)), columns)
+        else:
+            # The first times of the table, not of the share, tell the type: all shares should have one.
+            kind = scan_time_type(source, format)
+            numbers = "error" if format.time_type is None and format.numbers == "accept" else format.numbers
+            self._times = TimeColumn(format.time, kind, numbers)
+            found = shared_batches(source, columns, *share)
         for batch, rows, start in found:
             if not self._gathered:
                 self._first_row = start
@@ -275,12 +274,12 @@ class _Reader:
         if self._gathered:
             yield from self._emit(self._gathered, rows)
 
-    def _check_features(self, path: Any) -> None:
-        known = {self._format.id, self._format.time, *self._channels}
+    def _check_features(self, path: Path) -> None:
+        known = {self._format.id, self._format.time, *self._channels, *self._format.ignored, *row_numbers(path)}
         for name in column_names(path):
             if name not in known:
                 raise DataError(
-                    f"{path} has a column {name!r} that is not among the channels {', '.join(self._channels)}; "
+                    f"{path} has a column {name!r} that is not among the channels {listed(self._channels)}; "
                     f"leave it out, name the features, or ignore unseen channels"
                 )
 
@@ -312,18 +311,19 @@ class _Reader:
         self._gathered += batch.num_rows
 
     def _encode(self, column: Any, where: Where) -> NDArray[Any]:
-        """The number of each row's channel, -1 where it is not in the vocabulary."""
+        """The number of each row's channel, negative where it is not read."""
         assert self._format.channel is not None
         encoded = strings(column, self._format.channel, where).dictionary_encode()
         entries = encoded.dictionary.to_pylist()
-        codes = np.array([self._codes.get(name, -1) for name in entries], np.int64)
+        codes = np.array([self._codes.get(name, _UNSEEN) for name in entries], np.int64)
         found: NDArray[Any] = codes[encoded.indices.to_numpy(zero_copy_only=False)]
-        if self._format.unseen == "error" and (found < 0).any():
-            row = int((found < 0).argmax())
+        unseen = found == _UNSEEN
+        if self._format.unseen == "error" and unseen.any():
+            row = int(unseen.argmax())
             name = entries[encoded.indices[row].as_py()]
             raise DataError(
                 f"{where(row)}: {self._format.channel} {name!r} is not in the vocabulary "
-                f"({', '.join(self._channels[:8])}{', ...' if len(self._channels) > 8 else ''}); train with it, or "
+                f"({listed(self._channels[:8])}{', ...' if len(self._channels) > 8 else ''}); train with it, or "
                 f"ignore unseen channels"
             )
         return found

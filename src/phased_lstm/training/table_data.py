@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from ..data.events import EventBatch
 from ..data.labels import Labels, read_labels
 from ..data.storage import ChosenSequences, StoredEvents
-from ..data.tables import TableFormat, iter_sequences, scan_channels
+from ..data.tables import TableFormat, iter_sequences, scan_channels, scan_time_type
 from ..errors import DataError
 from .ranks import Ranks
 from .table_config import TrainConfig
@@ -34,6 +34,7 @@ class TableInfo:
         classes: names of the classes.
         static: names of the static features.
         fingerprint: of the ids, lengths and targets, to know them again.
+        time_type: type of the times, as `TableFormat` names it; empty in runs of older versions.
     """
 
     channels: tuple[str, ...]
@@ -42,6 +43,7 @@ class TableInfo:
     classes: tuple[str, ...]
     static: tuple[str, ...]
     fingerprint: str = ""
+    time_type: str = field(default="", compare=False)
 
 
 class Sequences(NamedTuple):
@@ -94,7 +96,12 @@ def table_format(config: TrainConfig, source: str, info: TableInfo | None = None
     if info is not None and info.time_unit is not None:
         # Integers were timestamps in training only if the options said so.
         numbers = "error" if time_type is None else "accept"
-        time_type = f"timestamp[{info.time_unit}]"
+        time_type = info.time_type or f"timestamp[{info.time_unit}]"
+    elif info is not None and info.time_type and time_type is None:
+        if info.time_type in ("int64", "float64"):
+            numbers = "only"
+        else:
+            time_type, numbers = info.time_type, "error"
     features = config.names("features") or None
     # A wide table may have more columns now; those of training are read.
     wide = info is not None and config.channel is None and features is None
@@ -203,13 +210,14 @@ def read_labelled(
     mine = slice(first, first + len(kept))
     static = None if entries.static is None else entries.static[rows]
     unit = next((found for found in ranks.gather(table.time_unit) if found is not None), None)
+    time_type = scan_time_type(data, table_format(config, data, info))
     digest = hashlib.sha256("\n".join(every).encode() + lengths.numpy().tobytes() + targets.numpy().tobytes())
     return LabelledSequences(
         ChosenSequences(table.events, kept, targets[mine], None if static is None else static[mine]),
         first,
         lengths,
         targets,
-        TableInfo(table.channels, unit, task, classes, entries.static_names, digest.hexdigest()),
+        TableInfo(table.channels, unit, task, classes, entries.static_names, digest.hexdigest(), time_type),
     )
 
 
