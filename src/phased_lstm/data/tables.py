@@ -51,6 +51,7 @@ class TableFormat:
         repeated: whether a second value of a channel at the same time of a long table is an error, or the last one
             counts. In a wide table each row is an event, whatever its time.
         empty: whether a sequence without any value is an error, or left out.
+        ignored: channels that are left out wherever the table has them, such as what is to be predicted.
     """
 
     id: str = "id"
@@ -63,6 +64,7 @@ class TableFormat:
     unseen: Literal["error", "ignore"] = "error"
     repeated: Literal["error", "last"] = "error"
     empty: Literal["error", "skip"] = "error"
+    ignored: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name, choices in (
@@ -189,13 +191,13 @@ def scan_channels(source: Source, format: TableFormat) -> tuple[str, ...]:
     if format.features is not None:
         return format.features
     if format.channel is None:
-        return tuple(name for name in column_names(files[0]) if name not in (format.id, format.time))
+        return tuple(name for name in column_names(files[0]) if name not in (format.id, format.time, *format.ignored))
     found: set[str] = set()
     for batch, rows, start in batches(map(Piece, files), [format.channel]):
         found.update(strings(batch.column(0), format.channel, rows.after(start)).unique().to_pylist())
     if not found:
         raise DataError(f"{', '.join(map(str, files))}: the table has no sequences")
-    return tuple(sorted(found))
+    return tuple(sorted(found.difference(format.ignored)))
 
 
 def _shared(source: Source, columns: Sequence[str], rank: int, ranks: int) -> Iterator[tuple[Any, Rows, int]]:
@@ -276,7 +278,7 @@ class _Reader:
             yield from self._emit(self._gathered, rows)
 
     def _check_features(self, path: Any) -> None:
-        known = {self._format.id, self._format.time, *self._channels}
+        known = {self._format.id, self._format.time, *self._format.ignored, *self._channels}
         for name in column_names(path):
             if name not in known:
                 raise DataError(
@@ -318,8 +320,10 @@ class _Reader:
         entries = encoded.dictionary.to_pylist()
         codes = np.array([self._codes.get(name, -1) for name in entries], np.int64)
         found: NDArray[Any] = codes[encoded.indices.to_numpy(zero_copy_only=False)]
-        if self._format.unseen == "error" and (found < 0).any():
-            row = int((found < 0).argmax())
+        allowed = np.array([name in self._format.ignored for name in entries], bool)
+        unseen = (found < 0) & ~allowed[encoded.indices.to_numpy(zero_copy_only=False)]
+        if self._format.unseen == "error" and unseen.any():
+            row = int(unseen.argmax())
             name = entries[encoded.indices[row].as_py()]
             raise DataError(
                 f"{where(row)}: {self._format.channel} {name!r} is not in the vocabulary "
