@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import fields
 from datetime import datetime
@@ -41,8 +43,13 @@ def main_mnist(arguments: Sequence[str] | None = None, *, prog: str = "mnist_pha
 
 
 def _guarded(prog: str, command: Any, options: argparse.Namespace) -> int:
+    _let_threads_sleep()
     try:
-        return int(command(options))
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_, **__: print(
+                f"{prog}: warning: {' '.join(str(message).split())}", file=sys.stderr, flush=True
+            )
+            return int(command(options))
     except BrokenPipeError:
         return 1
     except (DataError, RunError, ImportError, OSError) as error:
@@ -51,6 +58,16 @@ def _guarded(prog: str, command: Any, options: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print(f"\n{prog}: stopped", file=sys.stderr)
         return _INTERRUPTED
+
+
+def _let_threads_sleep() -> None:
+    """Have threads that wait for others sleep rather than spin, unless the user has said how they wait.
+
+    A spinning thread takes the processor from the one that it waits for wherever threads are more than free cores, and
+    training then takes many times as long. OpenMP reads this once, when torch is loaded.
+    """
+    if not any(name in os.environ for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")):
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 
 _MNIST_HELP = "Train a recurrent network of 32 units on handwritten digits, read as sequences of 784 pixels."

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..data.events import EventBatch
 from .checkpoints import load_tensors
 from .runs import LOG, RESULTS, TRACE, read_json, read_log
-from .table_run import load_run
+from .saved_runs import load_run
 
 
 class GateReport(NamedTuple):

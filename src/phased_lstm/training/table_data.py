@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -16,11 +17,9 @@ from ..data.labels import Labels, read_labels
 from ..data.storage import ChosenSequences, StoredEvents
 from ..data.tables import TableFormat, iter_sequences, scan_channels
 from ..errors import DataError
+from ._matching import as_classes, choose_task, require_match, say_shared_columns, say_unmeasured
 from .ranks import Ranks
 from .table_config import TrainConfig
-
-# A column of more distinct whole numbers than this is taken for numbers, not classes.
-_MOST_CLASSES = 20
 
 
 @dataclass(frozen=True)
@@ -52,12 +51,16 @@ class Sequences(NamedTuple):
         events: N sequences, values in the order of the channels.
         channels: names of the columns of values.
         time_unit: unit of times that were timestamps, None of numbers.
+        measured: (F,) whether a channel has a value.
+        left_out: whether the target was among the channels.
     """
 
     ids: tuple[str, ...]
     events: EventBatch | StoredEvents
     channels: tuple[str, ...]
     time_unit: str | None
+    measured: Tensor
+    left_out: bool
 
 
 @dataclass(frozen=True)
@@ -95,13 +98,16 @@ def table_format(config: TrainConfig, source: str, info: TableInfo | None = None
         # Integers were timestamps in training only if the options said so.
         numbers = "error" if time_type is None else "accept"
         time_type = f"timestamp[{info.time_unit}]"
-    features = config.names("features") or None
+    features = config.features or None
+    # The target is no channel, unless an older version trained on it.
+    ignored = () if info is not None and config.target in info.channels else (config.target,)
     # A wide table may have more columns now; those of training are read.
     wide = info is not None and config.channel is None and features is None
     options: dict[str, Any] = {
         "id": config.id, "time": config.time, "value": config.value, "features": features, "time_type": time_type,
         "numbers": numbers,
         "unseen": config.unseen, "repeated": config.repeated, "empty": config.empty,
+        "ignored": ignored,
     }  # fmt: skip
     if config.channel is not None:
         options["channel"] = config.channel
@@ -128,15 +134,25 @@ def read_sequences(
         OSError: the folder is full.
     """
     format = table_format(config, source, info)
-    channels = scan_channels(source, format) if info is None else info.channels
+    left_out = False
+    if info is None:
+        every = scan_channels(source, dataclasses.replace(format, ignored=()))
+        channels = tuple(name for name in every if name not in format.ignored)
+        left_out = len(channels) < len(every)
+        if not channels:
+            raise DataError(f"{source} has no channel but {config.target}, the target: there is nothing to read")
+    else:
+        channels = info.channels
     share = None if ranks is None or ranks.size == 1 else (ranks.rank, ranks.size)
     ids: list[str] = []
     units: list[str | None] = []
+    measured = torch.zeros(len(channels), dtype=torch.bool)
 
     def parts() -> Iterator[EventBatch]:
         for part in iter_sequences(source, format, channels=channels, share=share):
             ids.extend(part.ids)
             units.append(part.time_unit)
+            measured.logical_or_(~part.events.values.isnan().all(dim=0))
             yield part.events
         if not units:
             if share is None:
@@ -148,7 +164,7 @@ def read_sequences(
     events = EventBatch.cat(parts()) if folder is None else StoredEvents(parts(), folder)
     if units:
         check_time_unit(source, units[0], info)
-    return Sequences(tuple(ids), events, tuple(channels), units[0] if units else None)
+    return Sequences(tuple(ids), events, tuple(channels), units[0] if units else None, measured, left_out)
 
 
 def check_time_unit(source: str, unit: str | None, info: TableInfo | None) -> None:
@@ -182,20 +198,19 @@ def read_labelled(
     """
     ranks = Ranks() if ranks is None else ranks
     table = read_sequences(config, data, info, ranks, folder)
-    entries = read_labels(labels, [config.target], id=config.id, static=config.names("static"))
+    entries = read_labels(labels, [config.target], id=config.id, static=config.static)
     every = [name for ids in ranks.gather(table.ids) for name in ids]
     if len(set(every)) < len(every):
         again = next(name for name, count in _counts(every).items() if count > 1)
         raise DataError(f"{data}: {config.id} {again} comes back after another one; sort the table by {config.id}")
-    if config.empty == "error":
-        entries.check_all_used(every)
-    kept = torch.arange(len(table.ids))
-    if config.unlabelled == "skip":
-        known = set(entries.ids)
-        kept = torch.tensor([row for row, name in enumerate(table.ids) if name in known], dtype=torch.int64)
-        every = [name for name in every if name in known]
-        if not every:
-            raise DataError(f"{labels} has no label for any of the series in {data}")
+    known = require_match(config, entries, every, data, leads=ranks.leads)
+    kept = torch.tensor([row for row, name in enumerate(table.ids) if name in known], dtype=torch.int64)
+    every = [name for name in every if name in known]
+    measured = torch.stack(ranks.gather(table.measured)).any(dim=0)
+    if ranks.leads:
+        say_unmeasured(data, table.channels, measured, trained=info is not None)
+        if info is None:
+            say_shared_columns(config, table.channels, table.left_out)
     rows = entries.rows(every)
     task, targets, classes = _targets(config, entries, rows, info)
     lengths = torch.cat(ranks.gather(table.events.lengths[kept]))
@@ -217,13 +232,9 @@ def _targets(
     config: TrainConfig, entries: Labels, rows: Tensor, info: TableInfo | None
 ) -> tuple[str, Tensor, tuple[str, ...]]:
     values = entries.targets[config.target]
-    task = config.task if info is None else info.task
-    if task == "auto":
-        whole = not isinstance(values, Tensor) or not values.is_floating_point()
-        few = not isinstance(values, Tensor) or len(values.unique()) <= _MOST_CLASSES
-        task = "classification" if whole and few else "regression"
+    task = choose_task(config, values) if info is None else info.task
     if task == "classification":
-        numbers, classes = entries.classes(config.target, None if info is None else info.classes)
+        numbers, classes = as_classes(entries, config.target, None if info is None else info.classes)
         numbers = numbers[rows]
         if info is None and len(numbers.unique()) < 2:
             raise DataError(
