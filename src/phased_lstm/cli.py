@@ -16,7 +16,7 @@ from . import __version__
 from .cli_train import add_commands
 from .errors import DataError, RunError
 from .experiments.config import MnistConfig
-from .options import add_options
+from .options import add_options, path, whole
 
 _INTERRUPTED = 130
 
@@ -84,7 +84,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     mnist.set_defaults(command=_mnist)
 
     demo = commands.add_parser("demo", help=_DEMO_HELP, description=_DEMO_HELP)
-    demo.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder (default: %(default)s)")
+    demo.add_argument("--out", type=path, default=Path("runs/demo"), help="folder (default: %(default)s)")
     demo.add_argument("--steps", type=int, default=300, help="training steps of each model (default: %(default)s)")
     demo.add_argument("--threads", type=int, default=0, help="CPU threads, 0 for torch's choice")
     demo.add_argument("--quiet", action="store_true", help="no progress bars")
@@ -92,8 +92,8 @@ def _parser(prog: str) -> argparse.ArgumentParser:
 
     plot_help = "Draw accuracy and cross-entropy of runs over steps, and the time gate above the state it holds."
     plot = commands.add_parser("plot", help=plot_help, description=plot_help)
-    plot.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folders")
-    plot.add_argument("--out", type=Path, help="folder for the pictures (default: the first RUN)")
+    plot.add_argument("runs", type=path, nargs="+", metavar="RUN", help="run folders")
+    plot.add_argument("--out", type=path, help="folder for the pictures (default: the first RUN)")
     plot.set_defaults(command=_plot)
 
     run_help = "Run an experiment of the paper or of later ones, variant by variant and seed by seed."
@@ -104,14 +104,16 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         "--quick", action="store_true", help="small sizes and one seed: shows the trend in a minute or two"
     )
     run.add_argument("--variants", nargs="+", metavar="VARIANT", help="only these rows")
-    run.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="only these seeds (default: the protocol's)")
-    run.add_argument("--steps", type=int, help="training steps of each run (default: the protocol's)")
+    run.add_argument(
+        "--seeds", nargs="+", type=whole(0), metavar="SEED", help="only these seeds (default: the protocol's)"
+    )
+    run.add_argument("--steps", type=whole(1), help="training steps of each run (default: the protocol's)")
     run.add_argument(
         "--out",
-        type=Path,
+        type=path,
         help="folder of the runs; finished ones are kept, begun ones go on (default: runs/experiments/NAME)",
     )
-    run.add_argument("--results", type=Path, help="folder of summary.json and pictures (default: that of the runs)")
+    run.add_argument("--results", type=path, help="folder of summary.json and pictures (default: that of the runs)")
     run.add_argument("--summary-only", action="store_true", help="train nothing, gather what is finished")
     run.add_argument(
         "--keep",
@@ -121,18 +123,18 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     )
     run.add_argument(
         "--report",
-        type=Path,
+        type=path,
         metavar="FOLDER",
         help="only make the tables of FOLDER/RESULTS.md anew from its summaries",
     )
     run.add_argument(
         "--time",
-        type=int,
+        type=whole(0),
         default=0,
         metavar="ROUNDS",
         help="first time a training step of each variant, in turns, so many times",
     )
-    run.add_argument("--threads", type=int, default=0, help="CPU threads, 0 for torch's choice")
+    run.add_argument("--threads", type=whole(0, 1024), default=0, help="CPU threads, 0 for torch's choice")
     run.add_argument("--device", default="cpu", help="cpu, or cuda, which is for the baselines (default: cpu)")
     run.add_argument("--quiet", action="store_true", help="no progress bars")
     run.set_defaults(command=_experiment)
@@ -146,7 +148,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
 
 def _add_mnist_options(parser: argparse.ArgumentParser) -> None:
     add_options(parser, MnistConfig, {"model": "-m"})
-    parser.add_argument("--out", type=Path, help="run folder (default: runs/DATA-MODEL-TIME)")
+    parser.add_argument("--out", type=path, help="run folder (default: runs/DATA-MODEL-TIME)")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out, with its own options")
     parser.add_argument("--overwrite", action="store_true", help="replace the run in --out")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
@@ -225,8 +227,8 @@ def _experiment(options: argparse.Namespace) -> int:
         return _INTERRUPTED
     summary = runner.summarise(experiment, out, results, quick=options.quick, keep=options.keep)
     print(f"{experiment.title}\n\n{runner.table(summary)}\n")
-    for path in (results / runner.SUMMARY, *experiment.figures(summary, results)):
-        print(path)
+    for written in (results / runner.SUMMARY, *experiment.figures(summary, results)):
+        print(written)
     return 0
 
 
@@ -234,9 +236,9 @@ def _plot(options: argparse.Namespace) -> int:
     from .plotting import GATE, plot_runs
 
     written = plot_runs(options.runs, options.out or options.runs[0])
-    for path in written:
-        print(path)
-    if all(path.name != GATE for path in written):
+    for picture in written:
+        print(picture)
+    if all(picture.name != GATE for picture in written):
         print(f"no {GATE}: none of these is a finished run of a network with time gates", file=sys.stderr)
     return 0
 

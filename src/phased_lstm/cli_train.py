@@ -11,7 +11,7 @@ from typing import Any
 
 from .errors import RunError
 from .option_files import read_yaml, to_yaml
-from .options import add_options
+from .options import add_options, filled, path
 from .training.table_config import LENIENCE, TrainConfig, resumed
 
 _INTERRUPTED = 130
@@ -26,35 +26,35 @@ def add_commands(commands: Any) -> None:
     """Add train, evaluate, predict and inspect to the subparsers of the main command."""
     train = commands.add_parser("train", help=_TRAIN, description=_TRAIN)
     add_options(train, TrainConfig)
-    train.add_argument("--config", type=Path, help="YAML file of options; those of the command line come first")
+    train.add_argument("--config", type=path, help="YAML file of options; those of the command line come first")
     train.add_argument(
         "--print_config", "--print-config", action="store_true", help="print the options as YAML, and end"
     )
-    train.add_argument("--out", type=Path, help="run folder (default: runs/train-TIME)")
+    train.add_argument("--out", type=path, help="run folder (default: runs/train-TIME)")
     train.add_argument("--resume", action="store_true", help="go on with the run in --out, with its own options")
     train.add_argument("--overwrite", action="store_true", help="replace the run in --out")
     train.add_argument("--quiet", action="store_true", help="no progress bar")
     train.set_defaults(command=_train)
 
     evaluate = commands.add_parser("evaluate", help=_EVALUATE, description=_EVALUATE)
-    evaluate.add_argument("run", type=Path, metavar="RUN", help="folder of a finished run")
-    evaluate.add_argument("--data", required=True, help="table of measurements")
-    evaluate.add_argument("--labels", required=True, help="table of labels")
-    evaluate.add_argument("--out", type=Path, help="folder for evaluation.json and pictures (default: none)")
+    evaluate.add_argument("run", type=path, metavar="RUN", help="folder of a finished run")
+    evaluate.add_argument("--data", type=filled, required=True, help="table of measurements")
+    evaluate.add_argument("--labels", type=filled, required=True, help="table of labels")
+    evaluate.add_argument("--out", type=path, help="folder for evaluation.json and pictures (default: none)")
     add_options(evaluate.add_argument_group(_LENIENCE), TrainConfig, only=LENIENCE)
     evaluate.set_defaults(command=_evaluate)
 
     predict = commands.add_parser("predict", help=_PREDICT, description=_PREDICT)
-    predict.add_argument("run", type=Path, metavar="RUN", help="folder of a finished run")
-    predict.add_argument("--data", required=True, help="table of measurements")
-    predict.add_argument("--labels", help="table with the static features, where the network reads some")
-    predict.add_argument("--out", type=Path, required=True, help="file to write: .parquet or .csv")
+    predict.add_argument("run", type=path, metavar="RUN", help="folder of a finished run")
+    predict.add_argument("--data", type=filled, required=True, help="table of measurements")
+    predict.add_argument("--labels", type=filled, help="table with the static features, where the network reads some")
+    predict.add_argument("--out", type=path, required=True, help="file to write: .parquet or .csv")
     add_options(predict.add_argument_group(_LENIENCE), TrainConfig, only=LENIENCE)
     predict.set_defaults(command=_predict)
 
     inspect = commands.add_parser("inspect", help=_INSPECT, description=_INSPECT)
-    inspect.add_argument("run", type=Path, metavar="RUN", help="folder of a finished run")
-    inspect.add_argument("--out", type=Path, help="folder for the pictures (default: RUN)")
+    inspect.add_argument("run", type=path, metavar="RUN", help="folder of a finished run")
+    inspect.add_argument("--out", type=path, help="folder for the pictures (default: RUN)")
     inspect.set_defaults(command=_inspect)
 
 
@@ -127,9 +127,12 @@ def _evaluate(options: argparse.Namespace) -> int:
     network, found = evaluate_tables(options.run, options.data, options.labels, _lenience(options))
     print(f"{len(found.labels)} sequences: {_shown(found.figures)}")
     if options.out is not None:
-        write_json(options.out / "evaluation.json", {"sequences": len(found.labels), **found.figures})
-        for path in plot_evaluation(network.config, found.outputs, found.labels, options.out):
-            print(path)
+        try:
+            write_json(options.out / "evaluation.json", {"sequences": len(found.labels), **found.figures})
+        except OSError as error:
+            raise RunError(f"{options.out} cannot be written: {error}") from error
+        for picture in plot_evaluation(network.config, found.outputs, found.labels, options.out):
+            print(picture)
     return 0
 
 

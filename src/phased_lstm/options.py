@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import field, fields
+from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from .errors import RunError
@@ -63,7 +64,7 @@ def check_ranges(options: Any) -> None:
     for item in fields(options):
         value = getattr(options, item.name)
         choices, low, high = (item.metadata[name] for name in ("choices", "low", "high"))
-        if choices and value not in choices:
+        if choices and value is not None and value not in choices:
             raise RunError(f"{flag(item.name)} should be one of {', '.join(choices)}, got {value!r}")
         if isinstance(value, (int, float)) and not isinstance(value, bool) and not low <= value <= high:
             raise RunError(f"{flag(item.name)} should be from {low:g} to {high:g}, got {value}")
@@ -134,6 +135,35 @@ def add_options(
             parser.add_argument(*names, type=_names, metavar="NAME,NAME", **common)
         else:
             parser.add_argument(*names, type=value, metavar=value.__name__.upper(), **common)
+
+
+def path(text: str) -> Path:
+    """A path of the command line; an empty one, as of a variable that is not set, is refused."""
+    if not text:
+        raise argparse.ArgumentTypeError("the path is empty")
+    return Path(text)
+
+
+def filled(text: str) -> str:
+    """A text of the command line that may not be empty."""
+    if not text:
+        raise argparse.ArgumentTypeError("it is empty")
+    return text
+
+
+def whole(low: int, high: int = 10**9) -> Callable[[str], int]:
+    """Return what takes whole numbers of a range from the command line."""
+
+    def parse(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            number = low - 1
+        if not low <= number <= high:
+            raise argparse.ArgumentTypeError(f"should be a whole number from {low} to {high}, got {text!r}")
+        return number
+
+    return parse
 
 
 def _names(text: str) -> tuple[str, ...]:

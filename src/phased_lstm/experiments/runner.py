@@ -298,6 +298,13 @@ def _steps(run: Path) -> int:
     return steps
 
 
+def _seed(run: Path) -> int:
+    number = run.name.removeprefix("seed")
+    if not number.isdecimal():
+        raise RunError(f"{run} should be called seed0, seed1, ...: move it elsewhere if it is no run of the experiment")
+    return int(number)
+
+
 def _devices(path: Path) -> list[str]:
     devices = read_json(path).get("devices") if path.exists() else []
     if not isinstance(devices, list) or not all(isinstance(name, str) for name in devices):
@@ -331,7 +338,10 @@ def _row(
 ) -> dict[str, Any] | None:
     found = {} if kept is None else {r["seed"]: (r, c) for r, c in zip(kept["runs"], kept["curves"], strict=True)}
     for path in folder.glob(f"seed*/{RESULTS}"):
-        run = {"seed": int(path.parent.name.removeprefix("seed"))} | read_json(path)
+        steps = _steps(path.parent)
+        run = {"seed": _seed(path.parent), "steps": steps} | read_json(path)
+        if not isinstance(run.get(experiment.metric.key), (int, float)):
+            raise RunError(f"{path} is damaged: it lacks {experiment.metric.key}; remove {path.parent} to run it again")
         if run["seed"] not in found or run["steps"] >= found[run["seed"]][0]["steps"]:
             found[run["seed"]] = (run, _curve(path.parent))
     if not found:

@@ -29,10 +29,11 @@ _FINISHED = (RESULTS, MODEL, f"{MODEL_FOLDER}/{CONFIG}", f"{MODEL_FOLDER}/{MODEL
 _PICTURES = (
     "accuracy", "cross_entropy", "gate", "curves", "confusion", "reliability", "predictions", "periods",
 )  # fmt: skip
-# All else that commands write beside the configuration, with what a kill in the middle of writing leaves.
+# All else that commands write beside the configuration, with what a kill in the middle of writing leaves. The
+# checkpoint goes last: it tells that there is something left to remove.
 _REST = (
-    LOG, CHECKPOINT, "evaluation.json", *(f"{name}.png" for name in _PICTURES), "tensorboard/events.out.tfevents.*",
-    ".*.part", f"{MODEL_FOLDER}/.*.part",
+    LOG, "evaluation.json", *(f"{name}.png" for name in _PICTURES), "tensorboard/events.out.tfevents.*", ".*.part",
+    f"{MODEL_FOLDER}/.*.part", CHECKPOINT,
 )  # fmt: skip
 
 
@@ -68,29 +69,27 @@ class RunFolder:
             RunError: it holds a run already, or a part of one, and `overwrite` is false; it holds something else of
                 that name; or it cannot be written.
         """
-        if self._guard(self.file(CONFIG).exists):
-            if not overwrite:
-                raise RunError(
-                    f"{self.path} already holds a run: continue it with --resume, replace it with --overwrite, or "
-                    f"choose another --out"
-                )
-            if not self._guard(self.file(LOG).exists):
-                raise RunError(
-                    f"{self.path} holds a {CONFIG} and no {LOG}, so it is no run to replace: choose another --out"
-                )
-        elif not overwrite:
-            found = [name for name in (*_FINISHED, CHECKPOINT) if self._guard(self.file(name).exists)]
-            if found:
-                raise RunError(
-                    f"{self.path} holds {', '.join(found)} and no {CONFIG}, as of a run that was being replaced: "
-                    f"remove them with --overwrite, or choose another --out"
-                )
+        begun = self._guard(self.file(CONFIG).exists)
+        if begun and not self._guard(self.file(LOG).exists):
+            raise RunError(f"{self.path} holds a {CONFIG} without a {LOG}, which is no run: choose another --out")
+        if begun and not overwrite:
+            raise RunError(
+                f"{self.path} already holds a run: continue it with --resume, replace it with --overwrite, or "
+                f"choose another --out"
+            )
+        left = [name for name in (*_FINISHED, CHECKPOINT) if self._guard(self.file(name).exists)]
+        if left and not overwrite:
+            raise RunError(
+                f"{self.path} holds {', '.join(left)} and no {CONFIG}, as of a run that was being replaced: "
+                f"remove them (--overwrite does), or choose another --out"
+            )
         self.lock()
-        self._remove(CONFIG, *_FINISHED, *_REST)
-        for name in (MODEL_FOLDER, "tensorboard"):
-            # What else is in them is not ours.
-            with contextlib.suppress(OSError):
-                self.file(name).rmdir()
+        if begun or left:
+            # Of a folder that holds no run nothing is ours.
+            self._remove(CONFIG, *_FINISHED, *_REST)
+            for name in (MODEL_FOLDER, "tensorboard"):
+                with contextlib.suppress(OSError):
+                    self.file(name).rmdir()
         self._rewrite_log([])
         self.write_json(CONFIG, config)
 

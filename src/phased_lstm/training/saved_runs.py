@@ -23,7 +23,8 @@ def run_identity(config: TrainConfig, info: TableInfo) -> str:
     said = {
         name: value for name, value in config.to_json().items() if name not in free and value != defaults[name]
     }  # fmt: skip
-    return identity_of({"train": said, "tables": dataclasses.asdict(info)})
+    tables = {item.name: getattr(info, item.name) for item in dataclasses.fields(info) if item.compare}
+    return identity_of({"train": said, "tables": tables})
 
 
 def weights_fingerprint(run: Path) -> str:
@@ -45,13 +46,15 @@ def saved(run: Path) -> tuple[TrainConfig, TableInfo]:
     content = read_json(path)
     if not {"train", "tables"} <= content.keys():
         raise RunError(f"{run} is not a run of: phased-lstm train")
+    if not all(isinstance(content[name], dict) for name in ("train", "tables")):
+        raise RunError(f"{path} is damaged: train and tables should hold entries")
     try:
         entries: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in content["tables"].items()
         }
         check_entries(TableInfo, entries, str(path))
         return TrainConfig.from_json(content["train"], str(path)), TableInfo(**entries)
-    except (TypeError, AttributeError) as error:
+    except TypeError as error:
         raise RunError(f"{path} is damaged: {error}") from error
 
 

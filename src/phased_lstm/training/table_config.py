@@ -15,6 +15,7 @@ FREE_ON_RESUME = ("threads", "checkpoint_every", "tensorboard", "data", "labels"
 LENIENCE = ("unseen", "repeated", "empty", "unlabelled", "unmeasured")
 # Where tables have what is read.
 COLUMN_NAMES = ("id", "time", "channel", "value")
+_TIME_TYPES = ("int64", "float64", *(f"timestamp[{unit}]" for unit in ("s", "ms", "us", "ns")))
 _MONITORS = ("loss", "accuracy", "balanced_accuracy", "auroc", "auprc", "mae", "rmse", "r2")
 
 
@@ -33,7 +34,7 @@ class TrainConfig:
     static: tuple[str, ...] = option((), 'columns of the labels that are features, as in: age,"weight, kg"')
     id: str = option("id", "column of ids, in both tables")
     time: str = option("time", "column of times")
-    time_type: str | None = option(None, "what times become: int64, float64, timestamp[s], [ms], [us] or [ns]")
+    time_type: str | None = option(None, "what times become (default: what the column has)", choices=_TIME_TYPES)
     channel: str | None = option(None, "column of a long table that names what was measured (default: found out)")
     value: str = option("value", "column of a long table with the values")
     features: tuple[str, ...] = option(
@@ -77,6 +78,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self)
+        if not self.lr:
+            raise RunError("--lr should be above 0")
         if self.validation_fraction + self.test_fraction > 0.95:
             raise RunError("--validation-fraction and --test-fraction leave too little for training")
 
@@ -85,6 +88,8 @@ class TrainConfig:
         for name in ("data", "labels", "target"):
             if not getattr(self, name):
                 raise RunError(f"{flag(name)} is needed: {type(self).__dataclass_fields__[name].metadata['help']}")
+        if self.channel is not None and self.features:
+            raise RunError("--channel is of a long table, --features of a wide one: leave one of them out")
         columns = {self.target: "the target", self.id: "the column of ids"}
         if len(columns) < 2:
             raise RunError(f"--target is {self.target}, the column of ids")

@@ -99,22 +99,22 @@ def table_format(config: TrainConfig, source: str, info: TableInfo | None = None
         numbers = "error" if time_type is None else "accept"
         time_type = f"timestamp[{info.time_unit}]"
     features = config.features or None
-    # The target is no channel, unless an older version trained on it.
-    ignored = () if info is not None and config.target in info.channels else (config.target,)
     # A wide table may have more columns now; those of training are read.
     wide = info is not None and config.channel is None and features is None
     options: dict[str, Any] = {
         "id": config.id, "time": config.time, "value": config.value, "features": features, "time_type": time_type,
         "numbers": numbers,
         "unseen": config.unseen, "repeated": config.repeated, "empty": config.empty,
-        "ignored": ignored,
     }  # fmt: skip
     if config.channel is not None:
         options["channel"] = config.channel
     found = TableFormat.detect(source, **options)
     if wide and info is not None and found.channel is None:
         found = TableFormat.detect(source, **options | {"features": info.channels})
-    return found
+    # The target is no channel, unless an older version trained on it. Only now: a column of a long table may be called
+    # as the target is.
+    trained = info is not None and config.target in info.channels
+    return found if trained else dataclasses.replace(found, ignored=(config.target,))
 
 
 def read_sequences(

@@ -291,7 +291,7 @@ def _finish(
     results["versions"] = {"phased_lstm": __version__, "torch": torch.__version__, "python": platform.python_version()}
     task.model.save(folder.file(MODEL_FOLDER))
     chosen = training[gate_rows(len(training), training.num_events)].events
-    save_tensors(folder.file(TRACE), {"times": chosen.times, "offsets": chosen.offsets}, {})
+    save_tensors(folder.file(TRACE), {"times": chosen.times, "offsets": chosen.offsets}, {"run": folder.identity})
     if last is not None:
         save_tensors(folder.file(EVALUATION), {"outputs": last.outputs, "labels": last.labels}, {})
     results["fingerprints"] = {"run": folder.identity, "model": weights_fingerprint(folder.path)}
