@@ -66,7 +66,9 @@ def _let_threads_sleep() -> None:
     A spinning thread takes the processor from the one that it waits for wherever threads are more than free cores, and
     training then takes many times as long. OpenMP reads this once, when torch is loaded.
     """
-    if not any(name in os.environ for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")):
+    if "torch" not in sys.modules and not any(
+        name in os.environ for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+    ):
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 

@@ -28,6 +28,8 @@ _ROWS_INSIDE = 5
 _PALETTE = (*_COLOURS.values(), *_SPARE_COLOURS)
 _GATE_UNITS = 8
 GATE = "gate.png"
+# What `plot_runs` draws.
+PICTURES = ("accuracy.png", "cross_entropy.png", GATE)
 _COLUMNS = ("step", "train_loss", "train_accuracy", "test_loss", "test_accuracy")
 
 

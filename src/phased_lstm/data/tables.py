@@ -283,7 +283,7 @@ class _Reader:
             if name not in known:
                 raise DataError(
                     f"{path} has a column {name!r} that is not among the channels {', '.join(self._channels)}; "
-                    f"leave it out, name the features, or ignore unseen channels"
+                    f"leave it out, name the features, or ignore unseen channels (--unseen ignore)"
                 )
 
     def _add(self, batch: Any, where: Where) -> None:
@@ -328,7 +328,7 @@ class _Reader:
             raise DataError(
                 f"{where(row)}: {self._format.channel} {name!r} is not in the vocabulary "
                 f"({', '.join(self._channels[:8])}{', ...' if len(self._channels) > 8 else ''}); train with it, or "
-                f"ignore unseen channels"
+                f"ignore unseen channels (--unseen ignore)"
             )
         return found
 
@@ -374,7 +374,8 @@ class _Reader:
                 one = order[again[0] + 1]
                 raise DataError(
                     f"{where(int(rows[one]))}: a second value of {self._channels[channel[one]]} of "
-                    f"{ids[sequence[one]]} at {self._format.time} {times[one]}; keep one, or let the last one count"
+                    f"{ids[sequence[one]]} at {self._format.time} {times[one]}; keep one, or let the last "
+                    f"one count (--repeated last)"
                 )
         filled[step, channel] = values
         return self._table(ids, starts, measured, sequence[new], times[new], filled, where)
@@ -394,7 +395,7 @@ class _Reader:
                 first = int((~measured).argmax())
                 raise DataError(
                     f"{where(int(starts[first]))}: {self._format.id} {ids[first]} has no values at all; leave it out, "
-                    f"or let empty sequences be skipped"
+                    f"or let empty sequences be skipped (--empty skip)"
                 )
             kept = measured[sequence]
             sequence, times, values = sequence[kept], times[kept], values[kept]

@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from torch import Tensor
 
 from ..data._arrow import column_names, table_files
-from ..data.labels import Labels
+from ..data.labels import Labels, read_labels
 from ..errors import DataError
+from ..models import SequenceNetwork
 from .table_config import TrainConfig
 
 # A column of more distinct whole numbers than this is taken for numbers, not classes.
@@ -43,12 +45,18 @@ def require_match(
             f"{_quoted(ids)} here; they are compared as text, and --id names their column in both tables"
         )
     unused = sorted(known - found)
-    text = f"{labels.source} has labels for {len(unused)} series that are not in the table of measurements"
     if unused and "skip" not in (config.unmeasured, config.empty):
-        raise DataError(f"{text}: {some(unused)}; add the series, or leave these labels unused with --unmeasured skip")
+        try:
+            labels.check_all_used(ids)
+        except DataError as error:
+            raise DataError(f"{error} (--unmeasured skip leaves these labels unused)") from error
     absent = without_label(config, labels, ids)
     if unused and leads:
-        warnings.warn(f"{text}: {some(unused)}; they are not used", stacklevel=2)
+        warnings.warn(
+            f"{labels.source} has labels for {len(unused)} series that are not in {data}: {some(unused)}; they are not "
+            f"used",
+            stacklevel=2,
+        )
     if absent and leads:
         say_left_out(labels, absent)
     return found
@@ -63,11 +71,30 @@ def without_label(config: TrainConfig, labels: Labels, ids: Sequence[str]) -> li
     known = set(labels.ids)
     absent = [name for name in ids if name not in known]
     if absent and config.unlabelled == "error":
-        raise DataError(
-            f"{labels.source} has no label for {len(absent)} of {len(ids)} series: {some(absent)}; add them, or leave "
-            f"those series out with --unlabelled skip"
-        )
+        try:
+            labels.rows(ids)
+        except DataError as error:
+            raise DataError(f"{error} (--unlabelled skip leaves them out)") from error
     return absent
+
+
+def labels_of(config: TrainConfig, source: str) -> Labels:
+    """Read the target and the static features from a table of labels.
+
+    Raises:
+        DataError: as `read_labels`; where rows without the target may be left out, it names the option.
+    """
+    given: dict[str, Any] = {"id": config.id, "static": config.static}
+    if config.unlabelled == "skip":
+        return read_labels(source, [config.target], **given, gaps="skip")
+    try:
+        return read_labels(source, [config.target], **given)
+    except DataError as error:
+        try:
+            read_labels(source, [config.target], **given, gaps="skip")
+        except DataError:
+            raise error from None
+        raise DataError(f"{error} (--unlabelled skip leaves such rows out)") from error
 
 
 def say_left_out(labels: Labels, absent: Sequence[str]) -> None:
@@ -120,6 +147,11 @@ def say_unmeasured(data: str, channels: Sequence[str], measured: Tensor, *, trai
         else "they tell nothing; see that they are there, or name the channels with --features"
     )
     warnings.warn(f"{data} has no value at all of {some(names)}: {advice}", stacklevel=2)
+
+
+def fitted_channels(network: SequenceNetwork) -> Tensor:
+    """Return which channels had values in training, (F,): of the others the scale is as it was made."""
+    return (network.scale.mean != 0) | (network.scale.std != 1)
 
 
 def choose_task(config: TrainConfig, values: Tensor | Sequence[str]) -> str:

@@ -277,7 +277,10 @@ def monitor_fault(network: SequenceNetwork, monitor: str, labels: Tensor) -> str
     # What is measured of any outputs tells what can be.
     if monitor in figures_of(network, torch.zeros(len(labels), network.config.outputs), labels):
         return None
-    why = "where the targets are not all the same" if monitor == "r2" else "where every class is there"
+    why = {
+        "r2": "where the targets are not all the same", "balanced_accuracy": "where there are two classes or more",
+        "auroc": "where every class is there", "auprc": "where every class is there",
+    }.get(monitor, "where there are targets within the range of float32")  # fmt: skip
     if network.target_scale is not None:
         targets = labels[~labels.isnan()].unique().tolist()
         found = f"has only {', '.join(f'{value:g}' for value in targets[:5])}" if targets else "has no target"
@@ -285,9 +288,6 @@ def monitor_fault(network: SequenceNetwork, monitor: str, labels: Tensor) -> str
         numbers = labels[labels != IGNORED_CLASS].unique().tolist()
         names = [network.config.classes[number] if network.config.classes else str(number) for number in numbers]
         found = f"has only {', '.join(names[:5])}" if names else "has no target"
-        why = "where there are two classes or more" if monitor == "balanced_accuracy" else why
-    if found == "has no target":
-        why = "where there are targets"
     return f"is measured {why}, and the validation part of {len(labels)} {found}"
 
 

@@ -29,12 +29,16 @@ _FINISHED = (RESULTS, MODEL, f"{MODEL_FOLDER}/{CONFIG}", f"{MODEL_FOLDER}/{MODEL
 _PICTURES = (
     "accuracy", "cross_entropy", "gate", "curves", "confusion", "reliability", "predictions", "periods",
 )  # fmt: skip
-# All else that commands write beside the configuration, with what a kill in the middle of writing leaves. The
-# checkpoint goes last: it tells that there is something left to remove.
+# All else that commands write beside the configuration. The checkpoint goes last: it tells that there is something left
+# to remove.
 _REST = (
-    LOG, "evaluation.json", *(f"{name}.png" for name in _PICTURES), "tensorboard/events.out.tfevents.*", ".*.part",
-    f"{MODEL_FOLDER}/.*.part", CHECKPOINT,
+    LOG, "evaluation.json", *(f"{name}.png" for name in _PICTURES), "tensorboard/events.out.tfevents.*", CHECKPOINT,
 )  # fmt: skip
+# What a kill in the middle of writing leaves.
+_PARTS = (
+    *(f"{folder}.*.{kind}.*.part" for folder in ("", f"{MODEL_FOLDER}/") for kind in ("json", "safetensors", "png")),
+    f".{LOG}.*.part",
+)
 
 
 class RunFolder:
@@ -84,14 +88,20 @@ class RunFolder:
                 f"remove them (--overwrite does), or choose another --out"
             )
         self.lock()
-        if begun or left:
-            # Of a folder that holds no run nothing is ours.
-            self._remove(CONFIG, *_FINISHED, *_REST)
-            for name in (MODEL_FOLDER, "tensorboard"):
+        try:
+            if begun or left:
+                # Of a folder that holds no run nothing is ours.
+                self._remove(CONFIG, *_FINISHED, *_REST)
+            self._remove(*_PARTS)
+            for name in (MODEL_FOLDER, "tensorboard") if begun or left else ():
+                # What else is in it is not ours.
                 with contextlib.suppress(OSError):
                     self.file(name).rmdir()
-        self._rewrite_log([])
-        self.write_json(CONFIG, config)
+            self._rewrite_log([])
+            self.write_json(CONFIG, config)
+        except BaseException:
+            self.close()
+            raise
 
     def lock(self) -> None:
         """Claim the folder until `close` or the end of the process.
@@ -124,7 +134,7 @@ class RunFolder:
                 f"{self.file(LOG)} does not hold each of the {step} steps of the checkpoint: the run cannot go on; "
                 f"start anew with --overwrite"
             )
-        self._remove(*_FINISHED)
+        self._remove(*_FINISHED, *_PARTS)
         self._rewrite_log(rows)
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from ..data.events import EventBatch
-from ..data.labels import Labels, read_labels
+from ..data.labels import Labels
 from ..data.storage import ChosenSequences, StoredEvents
 from ..data.tables import TableFormat, iter_sequences, scan_channels
 from ..errors import DataError
-from ._matching import as_classes, choose_task, require_match, say_shared_columns, say_unmeasured
+from ._matching import as_classes, choose_task, labels_of, require_match, say_shared_columns, say_unmeasured
 from .ranks import Ranks
 from .table_config import TrainConfig
 
@@ -73,6 +73,7 @@ class LabelledSequences:
         lengths: (N,) of the sequences of all ranks.
         labels: (N,) class numbers or (N, 1) numbers, of all ranks.
         info: what they are.
+        measured: (F,) whether a channel has a value in the table.
     """
 
     data: ChosenSequences
@@ -80,6 +81,7 @@ class LabelledSequences:
     lengths: Tensor
     labels: Tensor
     info: TableInfo
+    measured: Tensor
 
     def part(self, rows: Tensor) -> tuple[ChosenSequences, Tensor]:
         """Return this rank's share of some of the sequences, and each one's number among those rows.
@@ -198,7 +200,7 @@ def read_labelled(
     """
     ranks = Ranks() if ranks is None else ranks
     table = read_sequences(config, data, info, ranks, folder)
-    entries = read_labels(labels, [config.target], id=config.id, static=config.static)
+    entries = labels_of(config, labels)
     every = [name for ids in ranks.gather(table.ids) for name in ids]
     if len(set(every)) < len(every):
         again = next(name for name, count in _counts(every).items() if count > 1)
@@ -207,10 +209,9 @@ def read_labelled(
     kept = torch.tensor([row for row, name in enumerate(table.ids) if name in known], dtype=torch.int64)
     every = [name for name in every if name in known]
     measured = torch.stack(ranks.gather(table.measured)).any(dim=0)
-    if ranks.leads:
-        say_unmeasured(data, table.channels, measured, trained=info is not None)
-        if info is None:
-            say_shared_columns(config, table.channels, table.left_out)
+    if ranks.leads and info is None:
+        say_unmeasured(data, table.channels, measured, trained=False)
+        say_shared_columns(config, table.channels, table.left_out)
     rows = entries.rows(every)
     task, targets, classes = _targets(config, entries, rows, info)
     lengths = torch.cat(ranks.gather(table.events.lengths[kept]))
@@ -225,6 +226,7 @@ def read_labelled(
         lengths,
         targets,
         TableInfo(table.channels, unit, task, classes, entries.static_names, digest.hexdigest()),
+        measured,
     )
 
 

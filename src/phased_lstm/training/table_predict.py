@@ -19,7 +19,7 @@ from ..data.loading import EventDataset
 from ..data.tables import iter_sequences
 from ..errors import DataError, RunError
 from ..files import replacing
-from ._matching import say_left_out, say_unmeasured, without_label
+from ._matching import fitted_channels, say_left_out, say_unmeasured, without_label
 from .fitting import predict
 from .saved_runs import load_run
 from .table_data import check_time_unit, table_format
@@ -105,7 +105,7 @@ def _predictions(run: Path, data: str, static: str | None, lenience: Mapping[str
             chosen = pa.array([info.classes[number] for number in found.argmax(axis=1)])
         columns = [pa.array(ids), chosen, *(found[:, number] for number in range(len(info.classes)))]
         yield pa.table(dict(zip([id, *names], columns, strict=True)))
-    say_unmeasured(data, info.channels, measured, trained=True)
+    say_unmeasured(data, info.channels, measured | ~fitted_channels(network), trained=True)
     if entries is not None and absent:
         say_left_out(entries, absent)
     if strange:

@@ -18,6 +18,7 @@ from ..data.events import EventBatch
 from ..data.storage import ChosenSequences
 from ..errors import DataError, RunError, missing_extra
 from ..models import NetworkConfig, SequenceNetwork, gate_rows, suggested_ratio
+from ._matching import fitted_channels, say_unmeasured
 from .checkpoints import save_tensors
 from .fitting import MONITORS, FitConfig, SequenceTask, figures_of, monitor_fault, monitors_of, predict
 from .loop import train
@@ -336,6 +337,7 @@ def evaluate_tables(
     config, info, network = load_run(run)
     config = dataclasses.replace(config, **lenience)
     sequences = read_labelled(config, data, labels, info)
+    say_unmeasured(data, info.channels, sequences.measured | ~fitted_channels(network), trained=True)
     outputs = predict(network, sequences.data, config.batch_size)
     strange = ~outputs.isfinite().all(dim=1)
     if strange.any():
