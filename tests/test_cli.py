@@ -45,9 +45,7 @@ def test_help_imports_nothing_heavy(command: list[str]) -> None:
         ({"KMP_BLOCKTIME": "7"}, "None"),
     ],
 )
-@pytest.mark.parametrize(
-    "command", ["cli.main(['info'])", "cli.main_mnist(['--data', 'digits'])", "runpy.run_module"]
-)
+@pytest.mark.parametrize("command", ["cli.main(['info'])", "cli.main_mnist(['--data', 'digits'])", "runpy.run_module"])
 def test_threads_of_commands_sleep_while_they_wait_unless_the_user_says_how(
     command: str, given: dict[str, str], expected: str
 ) -> None:

@@ -211,10 +211,33 @@ def test_a_figure_that_the_validation_part_cannot_give_is_refused_before_trainin
     assert not (tmp_path / "run").exists()
 
 
-def test_figures_without_meaning_are_left_out(tmp_path: Path) -> None:
+def test_columns_that_are_not_there_are_named_with_their_options(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = table(tmp_path / "m.csv", "machine,when,hr", [f"s{n},{t},{n}" for n in range(12) for t in range(3)])
+    labels = table(tmp_path / "y.csv", "machine,y", [f"s{n},{n % 2}" for n in range(12)])
+    assert train(data, labels, tmp_path / "run") == 1
+    assert "m.csv has no column 'id' (--id), 'time' (--time); its columns are machine, when, hr" in (
+        capsys.readouterr().err
+    )
+    named = ["--id=machine", "--time=when"]
+    assert train(data, labels, tmp_path / "run", *named, "--static=age", target="state") == 1
+    assert "y.csv has no column 'state' (--target), 'age' (--static); its" in capsys.readouterr().err
+    assert train(data, labels, tmp_path / "run", *named, "--features=hr,bp") == 1
+    assert "has no column 'bp' (--features)" in capsys.readouterr().err
+    assert train(data, labels, tmp_path / "run", *named, "--channel=what") == 1
+    assert "has no column 'what' (--channel), 'value' (--value)" in capsys.readouterr().err
+    assert train(data, labels, tmp_path / "run", *named) == 0
+    other = table(tmp_path / "o.csv", "machine,when,bp", ["s1,1,1"])
+    assert cli.main(["predict", str(tmp_path / "run"), "--data", other, "--out", str(tmp_path / "p.csv")]) == 1
+    assert "has no column 'hr' (a channel of training)" in capsys.readouterr().err
+
+
+def test_figures_without_meaning_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data, labels = measured(tmp_path / "m.csv"), labelled(tmp_path / "y.csv", lambda n: int(n == 0))
     assert train(data, labels, tmp_path / "run") == 0
     assert set(read_json(tmp_path / "run/results.json")["valid"]) == {"loss", "accuracy"}
+    assert "(too little to measure balanced_accuracy, auroc, auprc)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

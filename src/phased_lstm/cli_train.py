@@ -162,4 +162,10 @@ def _inspect(options: argparse.Namespace) -> int:
 
 
 def _shown(figures: dict[str, float]) -> str:
-    return ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
+    from .training.fitting import monitors_of
+
+    text = ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
+    absent = [
+        name for name in monitors_of("classification" if "accuracy" in figures else "regression") if name not in figures
+    ]
+    return text + (f" (too little to measure {', '.join(absent)})" if absent else "")

@@ -21,6 +21,23 @@ _MOST_CLASSES = 20
 _LARGEST = 2.0**53
 
 
+def require_columns(source: str, roles: Iterable[tuple[str, str]]) -> None:
+    """Check that the first file of a table has what is read, all at once.
+
+    Args:
+        source: the table.
+        roles: pairs of a column and what names it, such as an option.
+
+    Raises:
+        DataError: some are not there.
+    """
+    path = table_files(source)[0]
+    names = column_names(path)
+    absent = list(dict.fromkeys(f"{column!r} ({role})" for column, role in roles if column not in names))
+    if absent:
+        raise DataError(f"{path} has no column {', '.join(absent)}; its columns are {', '.join(names)}")
+
+
 def require_match(
     config: TrainConfig, labels: Labels, ids: Sequence[str], data: str, *, leads: bool = True
 ) -> set[str]:
@@ -84,6 +101,9 @@ def labels_of(config: TrainConfig, source: str) -> Labels:
     Raises:
         DataError: as `read_labels`; where rows without the target may be left out, it names the option.
     """
+    require_columns(
+        source, [(config.id, "--id"), (config.target, "--target"), *((name, "--static") for name in config.static)]
+    )
     given: dict[str, Any] = {"id": config.id, "static": config.static}
     if config.unlabelled == "skip":
         return read_labels(source, [config.target], **given, gaps="skip")
@@ -118,6 +138,8 @@ def say_shared_columns(config: TrainConfig, channels: Sequence[str], left_out: b
             f"else there, give one of them another name",
             stacklevel=2,
         )
+    if config.features:
+        return
     names = [name for path in table_files(config.labels) for name in column_names(path) if name != config.id]
     folded = {name.strip().casefold() for name in names}
     shared = [name for name in channels if name.strip().casefold() in folded]

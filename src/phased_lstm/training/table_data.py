@@ -17,7 +17,15 @@ from ..data.labels import Labels
 from ..data.storage import ChosenSequences, StoredEvents
 from ..data.tables import TableFormat, iter_sequences, scan_channels
 from ..errors import DataError
-from ._matching import as_classes, choose_task, labels_of, require_match, say_shared_columns, say_unmeasured
+from ._matching import (
+    as_classes,
+    choose_task,
+    labels_of,
+    require_columns,
+    require_match,
+    say_shared_columns,
+    say_unmeasured,
+)
 from .ranks import Ranks
 from .table_config import TrainConfig
 
@@ -116,7 +124,15 @@ def table_format(config: TrainConfig, source: str, info: TableInfo | None = None
     # The target is no channel, unless an older version trained on it. Only now: a column of a long table may be called
     # as the target is.
     trained = info is not None and config.target in info.channels
-    return found if trained else dataclasses.replace(found, ignored=(config.target,))
+    found = found if trained else dataclasses.replace(found, ignored=(config.target,))
+    roles = [(found.id, "--id"), (found.time, "--time")]
+    if found.channel is not None:
+        roles += [(found.channel, "--channel"), (found.value, "--value")]
+    else:
+        role = "--features" if config.features else "a channel of training"
+        roles += [(name, role) for name in found.features or ()]
+    require_columns(source, roles)
+    return found
 
 
 def read_sequences(
