@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -33,6 +34,47 @@ def test_help_imports_nothing_heavy(command: list[str]) -> None:
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert "usage: phased-lstm" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, "PASSIVE"),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE"),
+        ({"GOMP_SPINCOUNT": "7"}, "None"),
+        ({"KMP_BLOCKTIME": "7"}, "None"),
+    ],
+)
+@pytest.mark.parametrize("command", ["cli.main(['info'])", "cli.main_mnist(['--data', 'digits'])", "runpy.run_module"])
+def test_threads_of_commands_sleep_while_they_wait_unless_the_user_says_how(
+    command: str, given: dict[str, str], expected: str
+) -> None:
+    """The runtime reads its environment when torch is loaded: what it was then is what counts."""
+    if command == "runpy.run_module":
+        command = "sys.argv = ['phased-lstm', 'info']; runpy.run_module('phased_lstm.cli', run_name='__main__')"
+    script = (
+        "import os, runpy, sys\n"
+        "class Watch:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'torch':\n"
+        "            print(os.environ.get('OMP_WAIT_POLICY'), flush=True)\n"
+        "            os._exit(0)\n"
+        "sys.meta_path.insert(0, Watch())\n"
+        "from phased_lstm import cli\n"
+        f"{command}\n"
+    )
+    settings = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_", "KMP_"))}
+    result = subprocess.run(
+        [sys.executable, "-c", script], env=settings | given, capture_output=True, text=True, check=False
+    )
+    assert result.stdout == f"{expected}\n", result.stderr
+
+
+def test_the_environment_is_left_alone_where_it_would_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"):
+        monkeypatch.delenv(name, raising=False)
+    assert cli.main(["info"]) == 0
+    assert "OMP_WAIT_POLICY" not in os.environ
 
 
 def test_the_historic_command(tmp_path: Path) -> None:
@@ -86,7 +128,21 @@ def test_errors_are_one_line(arguments: list[str], message: str, capsys: pytest.
     assert error.count("\n") == 1
 
 
-@pytest.mark.parametrize("arguments", [[], ["mnist", "--no-such-option", "1"], ["mnist", "-m", "LSTM"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["mnist", "--no-such-option", "1"],
+        ["mnist", "-m", "LSTM"],
+        ["train", "--out", ""],
+        ["predict", "run", "--data", "", "--out", "p.csv"],
+        ["evaluate", "run", "--data", "m.csv", "--labels", ""],
+        ["train", "--features", '"hr'],
+        ["experiment", "adding", "--steps", "0"],
+        ["experiment", "adding", "--threads", "100000"],
+        ["experiment", "adding", "--seeds", "-1"],
+    ],
+)
 def test_wrong_use_is_refused(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         cli.main(arguments)

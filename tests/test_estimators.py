@@ -250,7 +250,7 @@ def test_what_does_not_fit_the_network_is_refused() -> None:
             clone(classifier).set_params(**{name: value}).fit(X, y)
     with pytest.raises(ValueError, match=r"lr should be above 0, got -1\.0"):
         clone(classifier).set_params(lr=-1.0).fit(X, y)
-    with pytest.raises(ValueError, match="has no r2"):
+    with pytest.raises(ValueError, match="monitor 'r2' is no figure of a classification"):
         clone(classifier).set_params(monitor="r2", early_stopping=True).fit(X, y)
 
 

@@ -202,7 +202,7 @@ def test_yaml_and_command_line_say_the_same(
     assert cli.main([*command, "--print_config"]) == 0
     text = capsys.readouterr().out
     assert "hidden_size: 6  # units of a layer" in text
-    (tmp_path / "c.yaml").write_text(text.replace("static: age", "static: [age]"))
+    (tmp_path / "c.yaml").write_text(text.replace("static: [age]", "static: age"))
     assert cli.main([*command, "--out", str(tmp_path / "a")]) == 0
     assert cli.main(["train", "--config", str(tmp_path / "c.yaml"), "--quiet", "--out", str(tmp_path / "b")]) == 0
     assert_same_run(tmp_path / "a", tmp_path / "b")
@@ -245,7 +245,7 @@ def test_a_tensorboard_log_on_request(tables: list[str], tmp_path: Path) -> None
         ("target: nothing", "no column 'nothing'"),
         ("target: state\ntask: regression", "is text"),
         ("target: level\nstatic: age,level", "--static names level, which is the target"),
-        ("target: level\nstatic: id", "--static names id, which is the id"),
+        ("target: level\nstatic: id", "--static names id, which is the column of ids"),
         ("target: id", "--target is id, the column of ids"),
         ("target: level\ntask: classification", "not a class"),
     ],
@@ -350,14 +350,19 @@ def test_a_full_disk_leaves_nothing_half_written(
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
+@pytest.mark.filterwarnings("always")
 def test_series_without_labels_are_an_error_or_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = write_tables(tmp_path / "t")
     path = tmp_path / "t/labels.csv"
     path.write_text("".join(line for line in path.read_text().splitlines(True) if not line.startswith("s3,")))
     command = ["train", *options, *OPTIONS, "--target=state", "--out", str(tmp_path / "r")]
     assert cli.main(command) == 1
-    assert "no label for 1 of 30 series: s3" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "no label for 1 of 30 series: s3" in error
+    assert "--unlabelled skip" in error
     assert cli.main([*command, "--unlabelled=skip"]) == 0
+    assert "warning: " in (said := capsys.readouterr().err)
+    assert "s3; they are left out" in said
     assert sum(read_json(tmp_path / "r/results.json")["sequences"].values()) == 29
 
 

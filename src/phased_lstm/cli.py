@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import fields
 from datetime import datetime
@@ -14,7 +16,7 @@ from . import __version__
 from .cli_train import add_commands
 from .errors import DataError, RunError
 from .experiments.config import MnistConfig
-from .options import add_options
+from .options import add_options, path, whole
 
 _INTERRUPTED = 130
 
@@ -41,8 +43,13 @@ def main_mnist(arguments: Sequence[str] | None = None, *, prog: str = "mnist_pha
 
 
 def _guarded(prog: str, command: Any, options: argparse.Namespace) -> int:
+    _let_threads_sleep()
     try:
-        return int(command(options))
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_, **__: print(
+                f"{prog}: warning: {' '.join(str(message).split())}", file=sys.stderr, flush=True
+            )
+            return int(command(options))
     except BrokenPipeError:
         return 1
     except (DataError, RunError, ImportError, OSError) as error:
@@ -51,6 +58,18 @@ def _guarded(prog: str, command: Any, options: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print(f"\n{prog}: stopped", file=sys.stderr)
         return _INTERRUPTED
+
+
+def _let_threads_sleep() -> None:
+    """Have threads that wait for others sleep rather than spin, unless the user has said how they wait.
+
+    A spinning thread takes the processor from the one that it waits for wherever threads are more than free cores, and
+    training then takes many times as long. OpenMP reads this once, when torch is loaded.
+    """
+    if "torch" not in sys.modules and not any(
+        name in os.environ for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+    ):
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 
 _MNIST_HELP = "Train a recurrent network of 32 units on handwritten digits, read as sequences of 784 pixels."
@@ -67,7 +86,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     mnist.set_defaults(command=_mnist)
 
     demo = commands.add_parser("demo", help=_DEMO_HELP, description=_DEMO_HELP)
-    demo.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder (default: %(default)s)")
+    demo.add_argument("--out", type=path, default=Path("runs/demo"), help="folder (default: %(default)s)")
     demo.add_argument("--steps", type=int, default=300, help="training steps of each model (default: %(default)s)")
     demo.add_argument("--threads", type=int, default=0, help="CPU threads, 0 for torch's choice")
     demo.add_argument("--quiet", action="store_true", help="no progress bars")
@@ -75,8 +94,8 @@ def _parser(prog: str) -> argparse.ArgumentParser:
 
     plot_help = "Draw accuracy and cross-entropy of runs over steps, and the time gate above the state it holds."
     plot = commands.add_parser("plot", help=plot_help, description=plot_help)
-    plot.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folders")
-    plot.add_argument("--out", type=Path, help="folder for the pictures (default: the first RUN)")
+    plot.add_argument("runs", type=path, nargs="+", metavar="RUN", help="run folders")
+    plot.add_argument("--out", type=path, help="folder for the pictures (default: the first RUN)")
     plot.set_defaults(command=_plot)
 
     run_help = "Run an experiment of the paper or of later ones, variant by variant and seed by seed."
@@ -87,14 +106,16 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         "--quick", action="store_true", help="small sizes and one seed: shows the trend in a minute or two"
     )
     run.add_argument("--variants", nargs="+", metavar="VARIANT", help="only these rows")
-    run.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="only these seeds (default: the protocol's)")
-    run.add_argument("--steps", type=int, help="training steps of each run (default: the protocol's)")
+    run.add_argument(
+        "--seeds", nargs="+", type=whole(0), metavar="SEED", help="only these seeds (default: the protocol's)"
+    )
+    run.add_argument("--steps", type=whole(1), help="training steps of each run (default: the protocol's)")
     run.add_argument(
         "--out",
-        type=Path,
+        type=path,
         help="folder of the runs; finished ones are kept, begun ones go on (default: runs/experiments/NAME)",
     )
-    run.add_argument("--results", type=Path, help="folder of summary.json and pictures (default: that of the runs)")
+    run.add_argument("--results", type=path, help="folder of summary.json and pictures (default: that of the runs)")
     run.add_argument("--summary-only", action="store_true", help="train nothing, gather what is finished")
     run.add_argument(
         "--keep",
@@ -104,18 +125,18 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     )
     run.add_argument(
         "--report",
-        type=Path,
+        type=path,
         metavar="FOLDER",
         help="only make the tables of FOLDER/RESULTS.md anew from its summaries",
     )
     run.add_argument(
         "--time",
-        type=int,
+        type=whole(0),
         default=0,
         metavar="ROUNDS",
         help="first time a training step of each variant, in turns, so many times",
     )
-    run.add_argument("--threads", type=int, default=0, help="CPU threads, 0 for torch's choice")
+    run.add_argument("--threads", type=whole(0, 1024), default=0, help="CPU threads, 0 for torch's choice")
     run.add_argument("--device", default="cpu", help="cpu, or cuda, which is for the baselines (default: cpu)")
     run.add_argument("--quiet", action="store_true", help="no progress bars")
     run.set_defaults(command=_experiment)
@@ -129,7 +150,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
 
 def _add_mnist_options(parser: argparse.ArgumentParser) -> None:
     add_options(parser, MnistConfig, {"model": "-m"})
-    parser.add_argument("--out", type=Path, help="run folder (default: runs/DATA-MODEL-TIME)")
+    parser.add_argument("--out", type=path, help="run folder (default: runs/DATA-MODEL-TIME)")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out, with its own options")
     parser.add_argument("--overwrite", action="store_true", help="replace the run in --out")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
@@ -208,8 +229,8 @@ def _experiment(options: argparse.Namespace) -> int:
         return _INTERRUPTED
     summary = runner.summarise(experiment, out, results, quick=options.quick, keep=options.keep)
     print(f"{experiment.title}\n\n{runner.table(summary)}\n")
-    for path in (results / runner.SUMMARY, *experiment.figures(summary, results)):
-        print(path)
+    for written in (results / runner.SUMMARY, *experiment.figures(summary, results)):
+        print(written)
     return 0
 
 
@@ -217,9 +238,9 @@ def _plot(options: argparse.Namespace) -> int:
     from .plotting import GATE, plot_runs
 
     written = plot_runs(options.runs, options.out or options.runs[0])
-    for path in written:
-        print(path)
-    if all(path.name != GATE for path in written):
+    for picture in written:
+        print(picture)
+    if all(picture.name != GATE for picture in written):
         print(f"no {GATE}: none of these is a finished run of a network with time gates", file=sys.stderr)
     return 0
 

@@ -28,6 +28,8 @@ _ROWS_INSIDE = 5
 _PALETTE = (*_COLOURS.values(), *_SPARE_COLOURS)
 _GATE_UNITS = 8
 GATE = "gate.png"
+# What `plot_runs` draws.
+PICTURES = ("accuracy.png", "cross_entropy.png", GATE)
 _COLUMNS = ("step", "train_loss", "train_accuracy", "test_loss", "test_accuracy")
 
 
@@ -44,6 +46,9 @@ def plot_runs(runs: list[Path], out: Path) -> list[Path]:
     Raises:
         RunError: a folder holds no run, or a picture cannot be written.
     """
+    for run in runs:
+        if (run / CONFIG).is_file() and "train" in read_json(run / CONFIG):
+            raise RunError(f"{run} is a run of phased-lstm train: draw it with phased-lstm inspect {run}")
     logs = {run: read_log(run, _COLUMNS) for run in runs}
     names = {run: str(read_json(run / CONFIG).get("model", run.name)) for run in runs}
     labels = {run: names[run] if list(names.values()).count(names[run]) == 1 else run.name for run in runs}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from ..errors import DataError
 from ._arrow import Piece, Source, batches, listed, table_files
 from ._columns import floats, strings
 from ._columns import targets as as_targets
+from ._gaps import without_gaps
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,14 @@ class Labels:
         return torch.tensor([numbers[entry] for entry in entries], dtype=torch.int64), classes
 
 
-def read_labels(source: Source, targets: Sequence[str], *, id: str = "id", static: Sequence[str] = ()) -> Labels:
+def read_labels(
+    source: Source,
+    targets: Sequence[str],
+    *,
+    id: str = "id",
+    static: Sequence[str] = (),
+    gaps: Literal["error", "skip"] = "error",
+) -> Labels:
     """Read a table of labels.
 
     Args:
@@ -115,6 +123,7 @@ def read_labels(source: Source, targets: Sequence[str], *, id: str = "id", stati
         id: column of ids.
         static: numeric columns of features that do not change over a sequence; they may have gaps, in text also words
             such as NA.
+        gaps: whether a row without one of the targets is an error, or left out.
 
     Raises:
         DataError: naming the file and row: a missing column, an id that is missing or occurs twice, a target that is
@@ -142,12 +151,18 @@ def read_labels(source: Source, targets: Sequence[str], *, id: str = "id", stati
             features.append(torch.stack(parts, dim=1))
     if not seen:
         raise DataError(f"{name}: the table has no labels")
-    found = {target: as_targets(parts, target, places) for target, parts in columns.items()}
+    ids, rows = tuple(seen), np.arange(len(seen))
+    if gaps == "skip":
+        rows, columns = without_gaps(columns, len(seen))
+        if not len(rows):
+            raise DataError(f"{name}: the table has no labels: no row has {', '.join(targets)}")
+        ids = tuple(ids[row] for row in rows)
+    found = {target: as_targets(parts, target, lambda row: places(int(rows[row]))) for target, parts in columns.items()}
     return Labels(
         name,
-        tuple(seen),
+        ids,
         {target: tuple(part) if isinstance(part, list) else torch.tensor(part) for target, part in found.items()},
-        torch.cat(features) if features else None,
+        torch.cat(features)[torch.from_numpy(rows)] if features else None,
         tuple(static),
     )
 

@@ -48,6 +48,7 @@ class TableFormat:
         repeated: whether a second value of a channel at the same time of a long table is an error, or the last one
             counts. In a wide table each row is an event, whatever its time.
         empty: whether a sequence without any value is an error, or left out.
+        ignored: channels that are left out wherever the table has them, such as what is to be predicted.
     """
 
     id: str = "id"
@@ -280,7 +281,7 @@ class _Reader:
             if name not in known:
                 raise DataError(
                     f"{path} has a column {name!r} that is not among the channels {listed(self._channels)}; "
-                    f"leave it out, name the features, or ignore unseen channels"
+                    f"leave it out, name the features, or ignore unseen channels (--unseen ignore)"
                 )
 
     def _add(self, batch: Any, where: Where) -> None:
@@ -324,7 +325,7 @@ class _Reader:
             raise DataError(
                 f"{where(row)}: {self._format.channel} {name!r} is not in the vocabulary "
                 f"({listed(self._channels[:8])}{', ...' if len(self._channels) > 8 else ''}); train with it, or "
-                f"ignore unseen channels"
+                f"ignore unseen channels (--unseen ignore)"
             )
         return found
 
@@ -370,7 +371,8 @@ class _Reader:
                 one = order[again[0] + 1]
                 raise DataError(
                     f"{where(int(rows[one]))}: a second value of {self._channels[channel[one]]} of "
-                    f"{ids[sequence[one]]} at {self._format.time} {times[one]}; keep one, or let the last one count"
+                    f"{ids[sequence[one]]} at {self._format.time} {times[one]}; keep one, or let the last "
+                    f"one count (--repeated last)"
                 )
         filled[step, channel] = values
         return self._table(ids, starts, measured, sequence[new], times[new], filled, where)
@@ -390,7 +392,7 @@ class _Reader:
                 first = int((~measured).argmax())
                 raise DataError(
                     f"{where(int(starts[first]))}: {self._format.id} {ids[first]} has no values at all; leave it out, "
-                    f"or let empty sequences be skipped"
+                    f"or let empty sequences be skipped (--empty skip)"
                 )
             kept = measured[sequence]
             sequence, times, values = sequence[kept], times[kept], values[kept]

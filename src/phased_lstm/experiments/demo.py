@@ -46,8 +46,11 @@ def run(out: Path, *, steps: int, threads: int = 0, progress: bool = True) -> in
     Returns:
         The exit status: 0, or 130 when interrupted.
     """
-    from ..plotting import plot_runs
+    from ..plotting import PICTURES, plot_runs
 
+    # Those of runs that are replaced now.
+    for name in PICTURES:
+        (out / name).unlink(missing_ok=True)
     folders = [out / model for model in _MODELS]
     rows = []
     for model, folder in zip(_MODELS, folders, strict=True):

@@ -17,9 +17,9 @@ from ..layers import PhasedGRU, PhasedLSTM
 from ..training.arithmetic import fair_arithmetic
 from ..training.checkpoints import load_model, save_model, save_tensors
 from ..training.loop import train
-from ..training.runs import CONFIG, MODEL, RESULTS, TRACE, RunFolder, read_json, read_log
+from ..training.runs import CONFIG, MODEL, RESULTS, TRACE, RunFolder, identity_of, read_json, read_log
 from ..training.schedule import warmup_cosine
-from .config import MnistConfig, resumed
+from .config import FREE_ON_RESUME, MnistConfig, resumed
 
 COLUMNS = (
     "step", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "openness", "learning_rate", "seconds",
@@ -217,7 +217,7 @@ def run(
     """
     if config.threads:
         torch.set_num_threads(config.threads)
-    folder = RunFolder(out, COLUMNS)
+    folder = RunFolder(out, COLUMNS, identity_of(_fixed(config)))
     with fair_arithmetic():
         digits = load(config.data, config.data_dir, progress=progress)
         try:
@@ -232,6 +232,11 @@ def run(
             return _train(config, task, folder, resume=resume, progress=progress)
         finally:
             folder.close()
+
+
+def _fixed(config: MnistConfig) -> dict[str, Any]:
+    """What a run keeps when it is resumed."""
+    return {name: value for name, value in config.to_json().items() if name not in FREE_ON_RESUME}
 
 
 def _train(
@@ -267,10 +272,13 @@ def load_run(out: str | Path) -> SequenceClassifier:
     Raises:
         RunError: the folder holds no finished run, or one that does not fit this version.
     """
-    model = SequenceClassifier(MnistConfig.from_json(read_json(Path(out) / CONFIG)))
+    config = MnistConfig.from_json(read_json(Path(out) / CONFIG))
+    model = SequenceClassifier(config)
     if not (Path(out) / MODEL).exists():
         raise RunError(f"the run in {out} is not finished: go on with phased-lstm mnist --out {out} --resume")
-    load_model(Path(out) / MODEL, model)
+    saved = load_model(Path(out) / MODEL, model).get("config")
+    if not isinstance(saved, dict) or _fixed(MnistConfig.from_json(saved)) != _fixed(config):
+        raise RunError(f"{Path(out) / MODEL} and {Path(out) / CONFIG} are of two runs: put the run's own files back")
     return model.eval()
 
 

@@ -19,7 +19,7 @@ from ..ops import native
 from ..training.arithmetic import fair_arithmetic
 from ..training.checkpoints import save_model
 from ..training.loop import train
-from ..training.runs import CHECKPOINT, CONFIG, MODEL, RESULTS, RunFolder, read_json, read_log
+from ..training.runs import CHECKPOINT, CONFIG, MODEL, RESULTS, RunFolder, identity_of, read_json, read_log
 from .base import Experiment, ExperimentTask, Metric, Schedule, Variant
 
 SUMMARY = "summary.json"
@@ -252,19 +252,19 @@ def _run_one(
             f"{variant.name} lowers its learning rate over {variant.steps} steps: leave --steps out, or choose others "
             f"with --variants"
         )
-    folder = RunFolder(out / variant.name / f"seed{seed}", experiment.columns)
     config = {
         "experiment": experiment.name, "variant": variant.name, "seed": seed, "settings": dict(variant.settings),
     }  # fmt: skip
+    folder = RunFolder(out / variant.name / f"seed{seed}", experiment.columns, identity_of(config))
     exists = folder.file(CONFIG).exists()
     if exists and read_json(folder.file(CONFIG)) != config:
         raise RunError(f"{folder.path} holds a run with other settings; remove it, or choose another --out")
-    if folder.file(RESULTS).exists() and read_json(folder.file(RESULTS))["steps"] >= wanted:
+    if folder.file(RESULTS).exists() and _steps(folder.path) >= wanted:
         return True
     task = experiment.task(variant, seed)
     task.to(device)
     # Those on which the run was trained; to evaluate one that is, is not to train it.
-    devices: list[str] = read_json(folder.file(_DEVICES))["devices"] if folder.file(_DEVICES).exists() else []
+    devices: list[str] = _devices(folder.file(_DEVICES))
     if not exists or len(read_log(folder.path)) < wanted:
         devices = sorted({*devices, _name(device)})
     if exists:
@@ -278,14 +278,38 @@ def _run_one(
             resume=exists, progress=progress, label=f"{experiment.name} {variant.name} seed {seed}",
         )  # fmt: skip
         if finished:
-            folder.write_json(RESULTS, _results(task, folder, wanted, devices, device.type != "cpu"))
+            results = _results(task, folder, wanted, devices, device.type != "cpu")
             save_model(folder.file(MODEL), task.model, config)
+            # Last: they say that all of it is there.
+            folder.write_json(RESULTS, results)
             # It holds nothing that a reader of results needs, and is twice the model's size.
             if wanted >= variant.steps:
                 folder.file(CHECKPOINT).unlink(missing_ok=True)
         return finished
     finally:
         folder.close()
+
+
+def _steps(run: Path) -> int:
+    """How many steps a finished run has."""
+    steps = read_json(run / RESULTS).get("steps")
+    if not isinstance(steps, int):
+        raise RunError(f"{run / RESULTS} is damaged: it does not say the steps; remove {run} to run it again")
+    return steps
+
+
+def _seed(run: Path) -> int:
+    number = run.name.removeprefix("seed")
+    if not number.isdecimal():
+        raise RunError(f"{run} should be called seed0, seed1, ...: move it elsewhere if it is no run of the experiment")
+    return int(number)
+
+
+def _devices(path: Path) -> list[str]:
+    devices = read_json(path).get("devices") if path.exists() else []
+    if not isinstance(devices, list) or not all(isinstance(name, str) for name in devices):
+        raise RunError(f"{path} is damaged: it does not list devices; remove {path.parent} to run it again")
+    return devices
 
 
 def _results(task: ExperimentTask, folder: RunFolder, steps: int, devices: list[str], on_gpu: bool) -> dict[str, Any]:
@@ -314,7 +338,10 @@ def _row(
 ) -> dict[str, Any] | None:
     found = {} if kept is None else {r["seed"]: (r, c) for r, c in zip(kept["runs"], kept["curves"], strict=True)}
     for path in folder.glob(f"seed*/{RESULTS}"):
-        run = {"seed": int(path.parent.name.removeprefix("seed"))} | read_json(path)
+        steps = _steps(path.parent)
+        run = {"seed": _seed(path.parent), "steps": steps} | read_json(path)
+        if not isinstance(run.get(experiment.metric.key), (int, float)):
+            raise RunError(f"{path} is damaged: it lacks {experiment.metric.key}; remove {path.parent} to run it again")
         if run["seed"] not in found or run["steps"] >= found[run["seed"]][0]["steps"]:
             found[run["seed"]] = (run, _curve(path.parent))
     if not found:

@@ -81,8 +81,12 @@ def save_checkpoint(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     extra: Mapping[str, Tensor] = MappingProxyType({}),
+    run: str = "",
 ) -> None:
-    """Write all that training needs to go on: model, optimiser, random state, step, and what else the task has."""
+    """Write all that training needs to go on: model, optimiser, random state, step, and what else the task has.
+
+    `run` tells the run from others.
+    """
     tensors = {_MODEL + name: tensor for name, tensor in model.state_dict().items()}
     state = optimizer.state_dict()
     for index, entries in state["state"].items():
@@ -93,7 +97,7 @@ def save_checkpoint(
     if device is not None:
         tensors[_CUDA_GENERATOR] = torch.cuda.get_rng_state(device)
     tensors |= {_EXTRA + name: tensor for name, tensor in extra.items()}
-    save_tensors(path, tensors, {"step": step, "optimizer": type(optimizer).__name__})
+    save_tensors(path, tensors, {"step": step, "optimizer": type(optimizer).__name__, "run": run})
 
 
 def load_checkpoint(
@@ -101,17 +105,24 @@ def load_checkpoint(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     restore: Callable[[dict[str, Tensor]], None] | None = None,
+    run: str = "",
 ) -> int:
     """Restore what `save_checkpoint` wrote; returns the number of steps done.
 
     Hyperparameters of the optimiser are those it was built with. `restore` takes what else the task had.
 
     Raises:
-        RunError: the file cannot be read or does not fit the model or the optimiser.
+        RunError: the file cannot be read, does not fit the model or the optimiser, or is of another run.
     """
     tensors, metadata = load_tensors(path)
     if metadata.get("optimizer") != type(optimizer).__name__ or _GENERATOR not in tensors:
         raise RunError(f"{path} is not a checkpoint of {type(optimizer).__name__}")
+    found = metadata.get("run")
+    if run and found and found != run:
+        raise RunError(
+            f"{path} is of another configuration or other data than the run's: put its own files back, or start anew "
+            f"with --overwrite"
+        )
     _fit(path, model, _part(tensors, _MODEL))
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
@@ -149,4 +160,4 @@ def _fit(path: Path, model: nn.Module, tensors: dict[str, Tensor]) -> None:
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
-        raise RunError(f"{path} is of another configuration: {error}") from error
+        raise RunError(f"{path} is of another configuration: {' '.join(str(error).split())}") from error

@@ -86,6 +86,9 @@ class SequenceTask:
         optimizer: one that has been used before; None: a new one.
         members: (N,) numbers of the training sequences of this rank among those of all ranks; None: there is one rank.
         lengths: lengths of the training sequences of all ranks, with `members`.
+
+    Raises:
+        ValueError: the validation part cannot give the figure to monitor.
     """
 
     def __init__(
@@ -105,6 +108,14 @@ class SequenceTask:
             network.parameters(), lr=config.lr, weight_decay=config.weight_decay
         )
         self.ranks = Ranks()
+        if valid is not None:
+            # Before the first step: an epoch is much to lose.
+            assert valid.labels is not None
+            fault = monitor_fault(network, config.monitor, torch.cat(self.ranks.gather(valid.labels)))
+            if fault is not None:
+                raise ValueError(
+                    f"monitor {config.monitor!r} {fault}; choose another monitor, random_state or validation_fraction"
+                )
         self.sampler = LengthBatchSampler(
             train.lengths if lengths is None else lengths, config.batch_size, seed=config.seed
         )
@@ -153,9 +164,6 @@ class SequenceTask:
             return {}
         figures = self.evaluate(self.valid)
         monitor = self.config.monitor
-        if monitor not in figures:
-            known = ", ".join(figures)
-            raise ValueError(f"the validation part has no {monitor} (it lacks a class, or is of another kind): {known}")
         score = -figures[monitor] if monitor in _FALLING else figures[monitor]
         if score > self._best_score:
             self._best_score, self._waited = score, 0
@@ -266,6 +274,38 @@ def figures_of(
         predictions = network.target_scale.inverse(outputs.double())
         figures |= metrics.regression(predictions.numpy(), labels.double().numpy())
     return figures
+
+
+def monitors_of(target: str) -> tuple[str, ...]:
+    """Return the figures that can be monitored for a kind of target."""
+    return ("loss", *(metrics.CLASSIFICATION if target == "classification" else metrics.REGRESSION))
+
+
+def monitor_fault(network: SequenceNetwork, monitor: str, labels: Tensor) -> str | None:
+    """Return why the labels of a validation part cannot give a figure, or None where they can.
+
+    Args:
+        network: whose outputs would be measured.
+        monitor: name of the figure.
+        labels: of the part, as `figures_of` takes them.
+    """
+    if monitor not in monitors_of(network.config.target):
+        return f"is no figure of a {network.config.target}, which has {', '.join(monitors_of(network.config.target))}"
+    # What is measured of any outputs tells what can be.
+    if monitor in figures_of(network, torch.zeros(len(labels), network.config.outputs), labels):
+        return None
+    why = {
+        "r2": "where the targets are not all the same", "balanced_accuracy": "where there are two classes or more",
+        "auroc": "where every class is there", "auprc": "where every class is there",
+    }.get(monitor, "where there are targets within the range of float32")  # fmt: skip
+    if network.target_scale is not None:
+        targets = labels[~labels.isnan()].unique().tolist()
+        found = f"has only {', '.join(f'{value:g}' for value in targets[:5])}" if targets else "has no target"
+    else:
+        numbers = labels[labels != IGNORED_CLASS].unique().tolist()
+        names = [network.config.classes[number] if network.config.classes else str(number) for number in numbers]
+        found = f"has only {', '.join(names[:5])}" if names else "has no target"
+    return f"is measured {why}, and the validation part of {len(labels)} {found}"
 
 
 def fit_in_memory(task: SequenceTask, *, progress: bool = False) -> int:

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from ..data.events import EventBatch
+from ..errors import RunError
 from .checkpoints import load_tensors
 from .runs import LOG, RESULTS, TRACE, read_json, read_log
-from .table_run import load_run
+from .saved_runs import load_run, run_identity
 
 
 class GateReport(NamedTuple):
@@ -35,10 +36,16 @@ def gate_reports(run: Path) -> list[GateReport]:
     Raises:
         RunError: there is no finished run, or a damaged one.
     """
-    _, _, network = load_run(run)
-    tensors, _ = load_tensors(run / TRACE)
-    times, offsets = tensors["times"], tensors["offsets"]
-    sample = EventBatch(torch.zeros(len(times), 1), times, offsets)
+    config, info, network = load_run(run)
+    tensors, metadata = load_tensors(run / TRACE)
+    # Traces of earlier versions do not name their run.
+    if metadata.get("run", identity := run_identity(config, info)) != identity:
+        raise RunError(f"{run / TRACE} is of another run: put the run's own file back")
+    try:
+        times, offsets = tensors["times"], tensors["offsets"]
+        sample = EventBatch(torch.zeros(len(times), 1), times, offsets)
+    except (KeyError, ValueError, TypeError) as error:
+        raise RunError(f"{run / TRACE} is damaged: {error}") from error
     _, padded, lengths = sample.padded()
     rnn = network.rnn
     names = [
@@ -51,13 +58,21 @@ def gate_reports(run: Path) -> list[GateReport]:
 
 
 def describe(run: Path) -> str:
-    """Return a run's network, gates and figures as text."""
+    """Return a run's network, gates and figures as text.
+
+    Raises:
+        RunError: there is no finished run, or a damaged one.
+    """
     config, info, network = load_run(run)
     made = network.config
     results = read_json(run / RESULTS)
+    rows = read_log(run, ("step", "train_loss"))
+    if not rows:
+        raise RunError(f"{run / LOG} is damaged: it has no steps")
     unit = info.time_unit or "of the times"
+    parameters = sum(parameter.numel() for parameter in network.parameters())
     lines = [
-        f"{made.cell}, {made.num_layers} x {made.hidden_size} units, {results['parameters']} parameters, "
+        f"{made.cell}, {made.num_layers} x {made.hidden_size} units, {parameters} parameters, "
         f"open ratio {made.ratio_on:g}",
         f"{info.task} of {config.target}" + (f": {', '.join(info.classes)}" if info.classes else ""),
         f"{len(info.channels)} channels: {_shortened(info.channels)}",
@@ -66,12 +81,14 @@ def describe(run: Path) -> str:
         lines.append(f"static features: {_shortened(info.static)}")
     for report in gate_reports(run):
         lines += ["", *_gate_lines(report, unit)]
-    rows = read_log(run)
     lines += ["", f"{len(rows)} steps, see {LOG}: training loss {float(rows[-1]['train_loss']):.4g}"]
-    for part in ("train", "valid", "test"):
-        if part in results:
-            shown = ", ".join(f"{name} {value:.4f}" for name, value in results[part].items())
-            lines.append(f"{part}, {results['sequences'][part]} sequences: {shown}")
+    try:
+        for part in ("train", "valid", "test"):
+            if part in results:
+                shown = ", ".join(f"{name} {value:.4f}" for name, value in results[part].items())
+                lines.append(f"{part}, {results['sequences'][part]} sequences: {shown}")
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise RunError(f"{run / RESULTS} is damaged: {error!r}") from error
     return "\n".join(lines)
 
 

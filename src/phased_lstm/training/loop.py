@@ -90,7 +90,7 @@ def train(
         # A run killed before its first checkpoint begins again, to the same figures.
         if run.file(CHECKPOINT).exists():
             restore = None if stopping is None else stopping.load_extra_state
-            done = load_checkpoint(run.file(CHECKPOINT), task.model, task.optimizer, restore)
+            done = load_checkpoint(run.file(CHECKPOINT), task.model, task.optimizer, restore, run.identity)
         if done > steps:
             raise RunError(f"the run in {run.path} has done {done} steps already, --steps should be at least that")
         # The others must have read the checkpoint before the first rank writes the next.
@@ -101,7 +101,7 @@ def train(
     def save() -> None:
         if ranks.leads:
             extra = {} if stopping is None else stopping.extra_state()
-            save_checkpoint(run.file(CHECKPOINT), done, task.model, task.optimizer, extra)
+            save_checkpoint(run.file(CHECKPOINT), done, task.model, task.optimizer, extra, run.identity)
 
     finished = stopping is not None and stopping.finished
     with _interruptible() as interrupted, _bar(done, steps, label, progress and ranks.leads) as bar:

@@ -22,7 +22,8 @@ def classification(probabilities: NDArray[Any], targets: NDArray[Any]) -> dict[s
     """Return accuracy, balanced accuracy, AUROC and AUPRC.
 
     AUROC and AUPRC (average precision) are those of class 1 where there are two classes, otherwise the mean over
-    the classes of one against the rest. Where the targets lack a class, they have no meaning and are left out.
+    the classes of one against the rest. Where the targets lack a class, they have no meaning and are left out, as is
+    balanced accuracy where the targets are of one class.
 
     Args:
         probabilities: (N, C).
@@ -31,8 +32,10 @@ def classification(probabilities: NDArray[Any], targets: NDArray[Any]) -> dict[s
     count = probabilities.shape[1]
     chosen = probabilities.argmax(axis=1)
     present = np.unique(targets)
-    recalls = [float((chosen[targets == number] == number).mean()) for number in present]
-    figures = {"accuracy": float((chosen == targets).mean()), "balanced_accuracy": float(np.mean(recalls))}
+    figures = {"accuracy": float((chosen == targets).mean())}
+    if len(present) > 1:
+        recalls = [float((chosen[targets == number] == number).mean()) for number in present]
+        figures["balanced_accuracy"] = float(np.mean(recalls))
     if len(present) == count:
         ones = range(count) if count > 2 else [1]
         scores = [(targets == number, probabilities[:, number]) for number in ones]

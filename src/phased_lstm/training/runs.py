@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import hashlib
 import io
 import json
 from collections.abc import Mapping
@@ -22,6 +23,22 @@ _LOCK = ".lock"
 CONFIG, LOG, CHECKPOINT, MODEL, RESULTS, TRACE = (
     "config.json", "log.tsv", "checkpoint.safetensors", "model.safetensors", "results.json", "trace.safetensors",
 )  # fmt: skip
+MODEL_FOLDER, EVALUATION = "model", "evaluation.safetensors"
+# What a finished run leaves. Results are written last and removed first: while they are there, all of it is.
+_FINISHED = (RESULTS, MODEL, f"{MODEL_FOLDER}/{CONFIG}", f"{MODEL_FOLDER}/{MODEL}", TRACE, EVALUATION)
+_PICTURES = (
+    "accuracy", "cross_entropy", "gate", "curves", "confusion", "reliability", "predictions", "periods",
+)  # fmt: skip
+# All else that commands write beside the configuration. The checkpoint goes last: it tells that there is something left
+# to remove.
+_REST = (
+    LOG, "evaluation.json", *(f"{name}.png" for name in _PICTURES), "tensorboard/events.out.tfevents.*", CHECKPOINT,
+)  # fmt: skip
+# What a kill in the middle of writing leaves.
+_PARTS = (
+    *(f"{folder}.*.{kind}.*.part" for folder in ("", f"{MODEL_FOLDER}/") for kind in ("json", "safetensors", "png")),
+    f".{LOG}.*.part",
+)
 
 
 class RunFolder:
@@ -30,14 +47,19 @@ class RunFolder:
     The log is one line a step, tab-separated, with a header. A kill or a full disk can cut its last
     line; resuming writes again what came after the checkpoint. One process at a time may write.
 
+    All files are of one run at any moment. The configuration makes a folder a run: it is the first file to go when a
+    run is replaced, and the first of the new run after everything of the old one has gone.
+
     Args:
         path: the folder.
         columns: names of the log's columns, the first of which is "step".
+        identity: what tells the run from others, for its checkpoints; "": they are not told apart.
     """
 
-    def __init__(self, path: str | Path, columns: tuple[str, ...]) -> None:
+    def __init__(self, path: str | Path, columns: tuple[str, ...], identity: str = "") -> None:
         self.path = Path(path)
         self.columns = columns
+        self.identity = identity
         self._log: io.TextIOWrapper | None = None
         self._lock: io.TextIOWrapper | None = None
 
@@ -48,17 +70,38 @@ class RunFolder:
         """Make the folder for a new run.
 
         Raises:
-            RunError: it holds a run already and `overwrite` is false, or cannot be written.
+            RunError: it holds a run already, or a part of one, and `overwrite` is false; it holds something else of
+                that name; or it cannot be written.
         """
-        if self.file(CONFIG).exists() and not overwrite:
+        begun = self._guard(self.file(CONFIG).exists)
+        if begun and not self._guard(self.file(LOG).exists):
+            raise RunError(f"{self.path} holds a {CONFIG} without a {LOG}, which is no run: choose another --out")
+        if begun and not overwrite:
             raise RunError(
                 f"{self.path} already holds a run: continue it with --resume, replace it with --overwrite, or "
                 f"choose another --out"
             )
+        left = [name for name in (*_FINISHED, CHECKPOINT) if self._guard(self.file(name).exists)]
+        if left and not overwrite:
+            raise RunError(
+                f"{self.path} holds {', '.join(left)} and no {CONFIG}, as of a run that was being replaced: "
+                f"remove them (--overwrite does), or choose another --out"
+            )
         self.lock()
-        self._remove(LOG, CHECKPOINT, MODEL, RESULTS, TRACE)
-        self.write_json(CONFIG, config)
-        self._rewrite_log([])
+        try:
+            if begun or left:
+                # Of a folder that holds no run nothing is ours.
+                self._remove(CONFIG, *_FINISHED, *_REST)
+            self._remove(*_PARTS)
+            for name in (MODEL_FOLDER, "tensorboard") if begun or left else ():
+                # What else is in it is not ours.
+                with contextlib.suppress(OSError):
+                    self.file(name).rmdir()
+            self._rewrite_log([])
+            self.write_json(CONFIG, config)
+        except BaseException:
+            self.close()
+            raise
 
     def lock(self) -> None:
         """Claim the folder until `close` or the end of the process.
@@ -91,7 +134,7 @@ class RunFolder:
                 f"{self.file(LOG)} does not hold each of the {step} steps of the checkpoint: the run cannot go on; "
                 f"start anew with --overwrite"
             )
-        self._remove(MODEL, RESULTS, TRACE)
+        self._remove(*_FINISHED, *_PARTS)
         self._rewrite_log(rows)
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
@@ -123,7 +166,8 @@ class RunFolder:
 
     def _remove(self, *names: str) -> None:
         for name in names:
-            self._guard(self.file(name).unlink, missing_ok=True)
+            for path in self._guard(lambda name=name: sorted(self.path.glob(name))):
+                self._guard(path.unlink, missing_ok=True)
 
     def _rewrite_log(self, rows: list[dict[str, str]]) -> None:
         lines = ["\t".join(self.columns)] + ["\t".join(row[name] for name in self.columns) for row in rows]
@@ -139,6 +183,11 @@ class RunFolder:
             return action(*args, **kwargs)
         except OSError as error:
             raise RunError(f"run folder {self.path} cannot be written: {error}") from error
+
+
+def identity_of(content: Mapping[str, Any]) -> str:
+    """Return what tells a run of this configuration from others."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -197,9 +246,18 @@ def read_log(folder: str | Path, columns: tuple[str, ...] = ("step",)) -> list[d
     if absent:
         raise RunError(f"{path} lacks the columns {', '.join(sorted(absent))}")
     for number, row in enumerate(rows, start=2):
-        if None in row or None in row.values() or not row.get("step", "").isdigit():
+        if None in row or None in row.values() or not row.get("step", "").isdecimal() or not _are_numbers(row):
             raise RunError(f"{path}, line {number}: does not fit the header {', '.join(reader.fieldnames or [])}")
     return rows
+
+
+def _are_numbers(row: Mapping[str, str]) -> bool:
+    try:
+        for cell in filter(None, row.values()):
+            float(cell)
+    except ValueError:
+        return False
+    return True
 
 
 def _cell(value: Any) -> str:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_type_hints
 
-from ..errors import RunError, missing_extra
-from ..options import check_entries, check_ranges, flag, option
+from ..errors import RunError
+from ..options import check_entries, check_ranges, flag, is_names, join_names, option, split_names
 
 # Options that a resumed run may change: none of them changes what a training step does.
 FREE_ON_RESUME = ("threads", "checkpoint_every", "tensorboard", "data", "labels", "on_disk")
+# What to do with sequences and labels that are not as they should be: commands say it anew for other tables.
+LENIENCE = ("unseen", "repeated", "empty", "unlabelled", "unmeasured")
+# Where tables have what is read.
+COLUMN_NAMES = ("id", "time", "channel", "value")
+_TIME_TYPES = ("int64", "float64", *(f"timestamp[{unit}]" for unit in ("s", "ms", "us", "ns")))
 _MONITORS = ("loss", "accuracy", "balanced_accuracy", "auroc", "auprc", "mae", "rmse", "r2")
 
 
@@ -27,17 +31,20 @@ class TrainConfig:
     labels: str = option("", "table with one row a sequence: its id, target and static features")
     target: str = option("", "column of the labels to predict")
     task: str = option("auto", "kind of target", choices=("auto", "classification", "regression"))
-    static: str = option("", "columns of the labels that are features, separated by commas")
+    static: tuple[str, ...] = option((), 'columns of the labels that are features, as in: age,"weight, kg"')
     id: str = option("id", "column of ids, in both tables")
     time: str = option("time", "column of times")
-    time_type: str | None = option(None, "what times become: int64, float64, timestamp[s], [ms], [us] or [ns]")
+    time_type: str | None = option(None, "what times become (default: what the column has)", choices=_TIME_TYPES)
     channel: str | None = option(None, "column of a long table that names what was measured (default: found out)")
     value: str = option("value", "column of a long table with the values")
-    features: str = option("", "columns of a wide table with values, separated by commas (default: all others)")
+    features: tuple[str, ...] = option(
+        (), 'columns of a wide table with values, as in: hr,"temp, °C" (default: all others but the target)'
+    )
     unseen: str = option("error", "channels at prediction that training did not have", choices=("error", "ignore"))
     repeated: str = option("error", "second value of a channel at one time, long table", choices=("error", "last"))
     empty: str = option("error", "sequences without any value", choices=("error", "skip"))
     unlabelled: str = option("error", "sequences without a label", choices=("error", "skip"))
+    unmeasured: str = option("error", "labels without a sequence", choices=("error", "skip"))
     validation_fraction: float = option(0.2, "part kept to choose the best weights", low=0.0, high=0.9)
     test_fraction: float = option(0.0, "part kept for the figures at the end", low=0.0, high=0.9)
     cell: str = option("PhasedLSTM", "recurrent layer", choices=("PhasedLSTM", "PhasedGRU"))
@@ -71,19 +78,44 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self)
+        if not self.lr:
+            raise RunError("--lr should be above 0")
         if self.validation_fraction + self.test_fraction > 0.95:
             raise RunError("--validation-fraction and --test-fraction leave too little for training")
 
     def require_tables(self) -> None:
-        """Raise RunError unless the data, the labels and the target are named."""
+        """Raise RunError unless the data, the labels and the target are named, and no column serves as two things."""
         for name in ("data", "labels", "target"):
             if not getattr(self, name):
                 raise RunError(f"{flag(name)} is needed: {type(self).__dataclass_fields__[name].metadata['help']}")
-        for name in self.names("static"):
-            if name in (self.target, self.id):
-                raise RunError(f"--static names {name}, which is the {'target' if name == self.target else 'id'}")
-        if self.target == self.id:
+        if self.channel is not None and self.features:
+            raise RunError("--channel is of a long table, --features of a wide one: leave one of them out")
+        columns = {self.target: "the target", self.id: "the column of ids"}
+        if len(columns) < 2:
             raise RunError(f"--target is {self.target}, the column of ids")
+        for field in ("static", "features"):
+            names = getattr(self, field)
+            for name in names:
+                if name in columns:
+                    raise RunError(f"{flag(field)} names {name}, which is {columns[name]}: leave it out")
+                if names.count(name) > 1:
+                    raise RunError(f"{flag(field)} names {name} twice: leave one out")
+
+    def check_use(self, task: str) -> None:
+        """Raise RunError for an option that has no meaning for the task, or for the cell."""
+        if task == "regression" and self.class_weight != "none":
+            raise RunError(
+                f"--class-weight {self.class_weight} is for classes, and {self.target} is a number: leave it out, or "
+                f"say --task classification"
+            )
+        if self.cell == "PhasedGRU" and self.peephole:
+            raise RunError("--peephole is for --cell PhasedLSTM: a GRU has no peephole connections")
+        if self.cell == "PhasedGRU" and self.forget_bias != type(self).forget_bias:
+            raise RunError("--forget-bias is for --cell PhasedLSTM: a GRU has no forget gate")
+        if not self.validation_fraction and self.monitor != type(self).monitor:
+            raise RunError(
+                f"--monitor {self.monitor} is measured on the validation part, and --validation-fraction is 0"
+            )
 
     @classmethod
     def from_json(cls, content: dict[str, Any], source: str = "the run's configuration") -> Self:
@@ -92,18 +124,21 @@ class TrainConfig:
         Raises:
             RunError: an unknown entry, or a value of the wrong type or out of range.
         """
-        entries: dict[str, Any] = {
-            name: ",".join(map(str, value)) if isinstance(value, list) else value for name, value in content.items()
-        }
+        hints = get_type_hints(cls)
+        entries: dict[str, Any] = {}
+        for name, value in content.items():
+            if is_names(hints.get(name)) and isinstance(value, (list, str)):
+                try:
+                    value = split_names(value) if isinstance(value, str) else tuple(value)
+                except ValueError as error:
+                    raise RunError(f"{source} has {name}: {error}") from error
+            entries[name] = value
         check_entries(cls, entries, source)
         return cls(**entries)
 
     def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
-
-    def names(self, field: str) -> tuple[str, ...]:
-        """The parts of an entry that are separated by commas."""
-        return tuple(part.strip() for part in getattr(self, field).split(",") if part.strip())
+        content = dataclasses.asdict(self)
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in content.items()}
 
 
 def resumed(saved: TrainConfig, given: dict[str, Any]) -> TrainConfig:
@@ -113,7 +148,7 @@ def resumed(saved: TrainConfig, given: dict[str, Any]) -> TrainConfig:
         RunError: an option given differs from the saved one and would change the run.
     """
     differing = [
-        f"{flag(name)} {value} (the run has {getattr(saved, name)})"
+        f"{flag(name)} {_shown(value)} (the run has {_shown(getattr(saved, name))})"
         for name, value in given.items()
         if name not in FREE_ON_RESUME and value != getattr(saved, name)
     ]
@@ -125,34 +160,5 @@ def resumed(saved: TrainConfig, given: dict[str, Any]) -> TrainConfig:
     return dataclasses.replace(saved, **given)
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read the entries of a YAML configuration.
-
-    Raises:
-        RunError: it cannot be read, or is not a mapping.
-        ImportError: PyYAML is not installed.
-    """
-    try:
-        import yaml
-    except ImportError as error:
-        raise missing_extra("train", "PyYAML") from error
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise RunError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
-        raise RunError(f"{path} should hold entries such as hidden_size: 64, got {type(content).__name__}")
-    return {name.replace("-", "_"): value for name, value in content.items()}
-
-
-def to_yaml(config: TrainConfig) -> str:
-    """Return a configuration as YAML, with what each entry means."""
-    try:
-        import yaml
-    except ImportError as error:
-        raise missing_extra("train", "PyYAML") from error
-    lines = []
-    for item in dataclasses.fields(config):
-        entry = yaml.safe_dump({item.name: getattr(config, item.name)}).strip()
-        lines.append(f"{entry}  # {item.metadata['help']}")
-    return "\n".join(lines)
+def _shown(value: Any) -> Any:
+    return join_names(value) or "none" if isinstance(value, tuple) else value

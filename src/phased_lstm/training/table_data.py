@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -12,15 +13,21 @@ import torch
 from torch import Tensor
 
 from ..data.events import EventBatch
-from ..data.labels import Labels, read_labels
+from ..data.labels import Labels
 from ..data.storage import ChosenSequences, StoredEvents
 from ..data.tables import TableFormat, iter_sequences, scan_channels, scan_time_type
 from ..errors import DataError
+from ._matching import (
+    as_classes,
+    choose_task,
+    labels_of,
+    require_columns,
+    require_match,
+    say_shared_columns,
+    say_unmeasured,
+)
 from .ranks import Ranks
 from .table_config import TrainConfig
-
-# A column of more distinct whole numbers than this is taken for numbers, not classes.
-_MOST_CLASSES = 20
 
 
 @dataclass(frozen=True)
@@ -54,12 +61,16 @@ class Sequences(NamedTuple):
         events: N sequences, values in the order of the channels.
         channels: names of the columns of values.
         time_unit: unit of times that were timestamps, None of numbers.
+        measured: (F,) whether a channel has a value.
+        left_out: whether the target was among the channels.
     """
 
     ids: tuple[str, ...]
     events: EventBatch | StoredEvents
     channels: tuple[str, ...]
     time_unit: str | None
+    measured: Tensor
+    left_out: bool
 
 
 @dataclass(frozen=True)
@@ -72,6 +83,7 @@ class LabelledSequences:
         lengths: (N,) of the sequences of all ranks.
         labels: (N,) class numbers or (N, 1) numbers, of all ranks.
         info: what they are.
+        measured: (F,) whether a channel has a value in the table.
     """
 
     data: ChosenSequences
@@ -79,6 +91,7 @@ class LabelledSequences:
     lengths: Tensor
     labels: Tensor
     info: TableInfo
+    measured: Tensor
 
     def part(self, rows: Tensor) -> tuple[ChosenSequences, Tensor]:
         """Return this rank's share of some of the sequences, and each one's number among those rows.
@@ -102,7 +115,7 @@ def table_format(config: TrainConfig, source: str, info: TableInfo | None = None
             numbers = "only"
         else:
             time_type, numbers = info.time_type, "error"
-    features = config.names("features") or None
+    features = config.features or None
     # A wide table may have more columns now; those of training are read.
     wide = info is not None and config.channel is None and features is None
     options: dict[str, Any] = {
@@ -115,6 +128,17 @@ def table_format(config: TrainConfig, source: str, info: TableInfo | None = None
     found = TableFormat.detect(source, **options)
     if wide and info is not None and found.channel is None:
         found = TableFormat.detect(source, **options | {"features": info.channels})
+    # The target is no channel, unless an older version trained on it. Only now: a column of a long table may be called
+    # as the target is.
+    trained = info is not None and config.target in info.channels
+    found = found if trained else dataclasses.replace(found, ignored=(config.target,))
+    roles = [(found.id, "--id"), (found.time, "--time")]
+    if found.channel is not None:
+        roles += [(found.channel, "--channel"), (found.value, "--value")]
+    else:
+        role = "--features" if config.features else "a channel of training"
+        roles += [(name, role) for name in found.features or ()]
+    require_columns(source, roles)
     return found
 
 
@@ -135,15 +159,25 @@ def read_sequences(
         OSError: the folder is full.
     """
     format = table_format(config, source, info)
-    channels = scan_channels(source, format) if info is None else info.channels
+    left_out = False
+    if info is None:
+        every = scan_channels(source, dataclasses.replace(format, ignored=()))
+        channels = tuple(name for name in every if name not in format.ignored)
+        left_out = len(channels) < len(every)
+        if not channels:
+            raise DataError(f"{source} has no channel but {config.target}, the target: there is nothing to read")
+    else:
+        channels = info.channels
     share = None if ranks is None or ranks.size == 1 else (ranks.rank, ranks.size)
     ids: list[str] = []
     units: list[str | None] = []
+    measured = torch.zeros(len(channels), dtype=torch.bool)
 
     def parts() -> Iterator[EventBatch]:
         for part in iter_sequences(source, format, channels=channels, share=share):
             ids.extend(part.ids)
             units.append(part.time_unit)
+            measured.logical_or_(~part.events.values.isnan().all(dim=0))
             yield part.events
         if not units:
             if share is None:
@@ -155,7 +189,7 @@ def read_sequences(
     events = EventBatch.cat(parts()) if folder is None else StoredEvents(parts(), folder)
     if units:
         check_time_unit(source, units[0], info)
-    return Sequences(tuple(ids), events, tuple(channels), units[0] if units else None)
+    return Sequences(tuple(ids), events, tuple(channels), units[0] if units else None, measured, left_out)
 
 
 def check_time_unit(source: str, unit: str | None, info: TableInfo | None) -> None:
@@ -189,20 +223,18 @@ def read_labelled(
     """
     ranks = Ranks() if ranks is None else ranks
     table = read_sequences(config, data, info, ranks, folder)
-    entries = read_labels(labels, [config.target], id=config.id, static=config.names("static"))
+    entries = labels_of(config, labels)
     every = [name for ids in ranks.gather(table.ids) for name in ids]
     if len(set(every)) < len(every):
         again = next(name for name, count in _counts(every).items() if count > 1)
         raise DataError(f"{data}: {config.id} {again} comes back after another one; sort the table by {config.id}")
-    if config.empty == "error":
-        entries.check_all_used(every)
-    kept = torch.arange(len(table.ids))
-    if config.unlabelled == "skip":
-        known = set(entries.ids)
-        kept = torch.tensor([row for row, name in enumerate(table.ids) if name in known], dtype=torch.int64)
-        every = [name for name in every if name in known]
-        if not every:
-            raise DataError(f"{labels} has no label for any of the series in {data}")
+    known = require_match(config, entries, every, data, leads=ranks.leads)
+    kept = torch.tensor([row for row, name in enumerate(table.ids) if name in known], dtype=torch.int64)
+    every = [name for name in every if name in known]
+    measured = torch.stack(ranks.gather(table.measured)).any(dim=0)
+    if ranks.leads and info is None:
+        say_unmeasured(data, table.channels, measured, trained=False)
+        say_shared_columns(config, table.channels, table.left_out)
     rows = entries.rows(every)
     task, targets, classes = _targets(config, entries, rows, info)
     lengths = torch.cat(ranks.gather(table.events.lengths[kept]))
@@ -218,6 +250,7 @@ def read_labelled(
         lengths,
         targets,
         TableInfo(table.channels, unit, task, classes, entries.static_names, digest.hexdigest(), time_type),
+        measured,
     )
 
 
@@ -225,13 +258,9 @@ def _targets(
     config: TrainConfig, entries: Labels, rows: Tensor, info: TableInfo | None
 ) -> tuple[str, Tensor, tuple[str, ...]]:
     values = entries.targets[config.target]
-    task = config.task if info is None else info.task
-    if task == "auto":
-        whole = not isinstance(values, Tensor) or not values.is_floating_point()
-        few = not isinstance(values, Tensor) or len(values.unique()) <= _MOST_CLASSES
-        task = "classification" if whole and few else "regression"
+    task = choose_task(config, values) if info is None else info.task
     if task == "classification":
-        numbers, classes = entries.classes(config.target, None if info is None else info.classes)
+        numbers, classes = as_classes(entries, config.target, None if info is None else info.classes)
         numbers = numbers[rows]
         if info is None and len(numbers.unique()) < 2:
             raise DataError(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import platform
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -14,19 +16,20 @@ from .. import __version__
 from ..data.encoders import Standardizer
 from ..data.events import EventBatch
 from ..data.storage import ChosenSequences
-from ..errors import RunError, missing_extra
+from ..errors import DataError, RunError, missing_extra
 from ..models import NetworkConfig, SequenceNetwork, gate_rows, suggested_ratio
+from ._matching import fitted_channels, say_unmeasured
 from .checkpoints import save_tensors
-from .fitting import MONITORS, FitConfig, SequenceTask, figures_of, predict
+from .fitting import MONITORS, FitConfig, SequenceTask, figures_of, monitor_fault, monitors_of, predict
 from .loop import train
-from .metrics import CLASSIFICATION, REGRESSION
 from .ranks import Ranks
-from .runs import CONFIG, RESULTS, TRACE, RunFolder, read_json
+from .runs import CONFIG, EVALUATION, MODEL_FOLDER, RESULTS, TRACE, RunFolder
+from .saved_runs import load_run, run_identity, weights_fingerprint
+from .saved_runs import saved as saved_run
 from .splits import split_rows
 from .table_config import TrainConfig
 from .table_data import LabelledSequences, TableInfo, read_labelled
 
-MODEL_FOLDER, EVALUATION = "model", "evaluation.safetensors"
 COLUMNS = (
     "step", "epoch", "train_loss", *(f"valid_{name}" for name in MONITORS), "learning_rate", "seconds",
 )  # fmt: skip
@@ -57,8 +60,8 @@ class Evaluated(NamedTuple):
 class _LoggedRun(RunFolder):
     """A run folder that logs for TensorBoard too."""
 
-    def __init__(self, path: Path, tensorboard: bool) -> None:
-        super().__init__(path, COLUMNS)
+    def __init__(self, path: Path, tensorboard: bool, identity: str) -> None:
+        super().__init__(path, COLUMNS, identity)
         self._tensorboard = tensorboard
         self._writer: Any = None
 
@@ -83,7 +86,13 @@ class _LoggedRun(RunFolder):
 
 
 def train_tables(
-    config: TrainConfig, out: Path, *, resume: bool = False, overwrite: bool = False, progress: bool = True
+    config: TrainConfig,
+    out: Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: bool = True,
+    announce: Callable[[str], object] = lambda line: None,
 ) -> dict[str, Any] | None:
     """Train a network, evaluate it, and save it in the run's folder.
 
@@ -95,6 +104,7 @@ def train_tables(
         resume: go on from its checkpoint.
         overwrite: replace a run that is there.
         progress: show a progress bar.
+        announce: is given a line on each thing that was found out of the tables, before the first step.
 
     Returns:
         The results, also written to results.json; None when interrupted.
@@ -107,16 +117,20 @@ def train_tables(
     if config.threads:
         torch.set_num_threads(config.threads)
     ranks = Ranks()
-    saved = _saved(out)[1] if resume else None
+    saved = saved_run(out)[1] if resume else None
     sequences = _read(config, ranks, out)
     if saved is not None and saved != sequences.info:
         raise RunError(f"{config.data} and {config.labels} are not what the run in {out} was begun with")
+    config.check_use(sequences.info.task)
+    if ranks.leads:
+        for line in describe_tables(config, sequences):
+            announce(line)
     try:
         parts = split(config, sequences)
         task = _task(config, sequences, parts, ranks)
     except ValueError as error:
         raise RunError(str(error)) from error
-    folder = _LoggedRun(out, config.tensorboard)
+    folder = _LoggedRun(out, config.tensorboard, run_identity(config, sequences.info))
     if ranks.leads:
         content = {"train": config.to_json(), "tables": dataclasses.asdict(sequences.info)}
         if resume:
@@ -130,8 +144,30 @@ def train_tables(
             resume=resume, progress=progress, label=config.cell,
         )  # fmt: skip
         return _finish(config, sequences, parts, task, folder) if finished else None
+    except DataError:
+        raise
+    except ValueError as error:
+        # Such as figures of outputs that are not finite.
+        raise RunError(f"{error}; the run so far is in {out}") from error
     finally:
         folder.close()
+
+
+def describe_tables(config: TrainConfig, sequences: LabelledSequences) -> list[str]:
+    """Return what was found out of the tables: task, classes and channels."""
+    info, labels = sequences.info, sequences.labels
+    if info.task == "classification":
+        counts = torch.bincount(labels, minlength=len(info.classes)).tolist()
+        pairs = [f"{name} ({count})" for name, count in zip(info.classes, counts, strict=True)]
+        what = f"{len(pairs)} classes and their sequences: {_first(pairs)}"
+    else:
+        what = f"{len(labels)} numbers from {float(labels.min()):g} to {float(labels.max()):g}"
+    lines = [f"{info.task} of {config.target}, {what}", f"{len(info.channels)} channels: {_first(info.channels)}"]
+    return [*lines, f"{len(info.static)} static features: {_first(info.static)}"] if info.static else lines
+
+
+def _first(names: Sequence[str]) -> str:
+    return ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
 
 
 def _read(config: TrainConfig, ranks: Ranks, out: Path) -> LabelledSequences:
@@ -157,15 +193,22 @@ def split(config: TrainConfig, sequences: LabelledSequences) -> Parts:
 
 def _task(config: TrainConfig, sequences: LabelledSequences, parts: Parts, ranks: Ranks) -> SequenceTask:
     info = sequences.info
-    known = ("loss", *(CLASSIFICATION if info.task == "classification" else REGRESSION))
-    if config.monitor not in known:
-        raise RunError(f"--monitor should be one of {', '.join(known)} for a {info.task}, got {config.monitor}")
+    if config.monitor not in monitors_of(info.task):
+        raise RunError(
+            f"--monitor should be one of {', '.join(monitors_of(info.task))} for a {info.task}, got {config.monitor}"
+        )
     training, members = sequences.part(parts.train)
     lengths = sequences.lengths[parts.train]
     labels = sequences.labels[parts.train]
     torch.manual_seed(config.seed)
     network = SequenceNetwork(network_config(config, info, lengths))
     _fit(network, training, members, lengths, labels, ranks)
+    fault = monitor_fault(network, config.monitor, sequences.labels[parts.valid]) if len(parts.valid) else None
+    if fault is not None:
+        raise RunError(
+            f"--monitor {config.monitor} {fault}; choose another --monitor, or another part with --seed or "
+            f"--validation-fraction"
+        )
     weight = None
     if info.task == "classification" and config.class_weight == "balanced":
         counts = torch.bincount(labels, minlength=len(info.classes))
@@ -249,10 +292,12 @@ def _finish(
     results["versions"] = {"phased_lstm": __version__, "torch": torch.__version__, "python": platform.python_version()}
     task.model.save(folder.file(MODEL_FOLDER))
     chosen = training[gate_rows(len(training), training.num_events)].events
-    save_tensors(folder.file(TRACE), {"times": chosen.times, "offsets": chosen.offsets}, {})
-    folder.write_json(RESULTS, results)
+    save_tensors(folder.file(TRACE), {"times": chosen.times, "offsets": chosen.offsets}, {"run": folder.identity})
     if last is not None:
         save_tensors(folder.file(EVALUATION), {"outputs": last.outputs, "labels": last.labels}, {})
+    results["fingerprints"] = {"run": folder.identity, "model": weights_fingerprint(folder.path)}
+    # Last: they say that all of it is there.
+    folder.write_json(RESULTS, results)
     return results
 
 
@@ -274,47 +319,30 @@ def answers(network: SequenceNetwork, outputs: Tensor) -> Tensor:
     return network.target_scale.inverse(outputs.double())
 
 
-def _saved(run: Path) -> tuple[TrainConfig, TableInfo]:
-    content = read_json(run / CONFIG)
-    if not {"train", "tables"} <= content.keys():
-        raise RunError(f"{run} is not a run of: phased-lstm train")
-    try:
-        entries: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in content["tables"].items()
-        }
-        return TrainConfig.from_json(content["train"]), TableInfo(**entries)
-    except (TypeError, AttributeError) as error:
-        raise RunError(f"{run / CONFIG} is damaged: {error}") from error
-
-
-def saved_config(run: Path) -> TrainConfig:
-    """The configuration of the run in a folder.
-
-    Raises:
-        RunError: there is none, or a damaged one.
-    """
-    return _saved(run)[0]
-
-
-def load_run(run: Path) -> tuple[TrainConfig, TableInfo, SequenceNetwork]:
-    """Return the configuration, the tables' description and the network of a finished run.
-
-    Raises:
-        RunError: there is none.
-    """
-    config, info = _saved(run)
-    if not (run / MODEL_FOLDER).is_dir():
-        raise RunError(f"the run in {run} has not finished: go on with phased-lstm train --out {run} --resume")
-    return config, info, SequenceNetwork.load(run / MODEL_FOLDER)
-
-
-def evaluate_tables(run: Path, data: str, labels: str) -> tuple[SequenceNetwork, Evaluated]:
+def evaluate_tables(
+    run: Path, data: str, labels: str, lenience: Mapping[str, Any] = MappingProxyType({})
+) -> tuple[SequenceNetwork, Evaluated]:
     """Evaluate a run's network on other tables.
+
+    Args:
+        run: folder of a finished run.
+        data: table of measurements.
+        labels: table of labels.
+        lenience: what is no error, by option, where it is to be other than in the run's configuration.
 
     Raises:
         DataError: a table is bad, or has a class that training did not have.
-        RunError: there is no finished run.
+        RunError: there is no finished run, or its outputs are not finite.
     """
     config, info, network = load_run(run)
+    config = dataclasses.replace(config, **lenience)
     sequences = read_labelled(config, data, labels, info)
-    return network, _evaluated(network, predict(network, sequences.data, config.batch_size), sequences.labels)
+    say_unmeasured(data, info.channels, sequences.measured | ~fitted_channels(network), trained=True)
+    outputs = predict(network, sequences.data, config.batch_size)
+    strange = ~outputs.isfinite().all(dim=1)
+    if strange.any():
+        raise RunError(
+            f"the outputs of the network in {run} are not finite for {int(strange.sum())} of {len(outputs)} sequences "
+            f"of {data}: look for values far beyond those of training"
+        )
+    return network, _evaluated(network, outputs, sequences.labels)
