@@ -320,6 +320,11 @@ def measured_channels(events: EventBatch) -> Tensor:
     return (~events.values.isnan()).any(dim=0)
 
 
+def fitted_channels(network: SequenceNetwork) -> Tensor:
+    """Return which channels had values in training, (F,) bool: of the others the scale is as it was made."""
+    return (network.scale.mean != 0) | (network.scale.std != 1)
+
+
 def warn_of_absent_channels(network: SequenceNetwork, measured: Tensor, *, stacklevel: int = 2) -> None:
     """Warn, in one sentence, of the channels that training had values of and the data to predict have none of.
 
@@ -328,9 +333,7 @@ def warn_of_absent_channels(network: SequenceNetwork, measured: Tensor, *, stack
         measured: (F,) bool of all data to predict, as `measured_channels` returns it.
         stacklevel: as in `warnings.warn`, 1 the caller.
     """
-    # Of a channel without any value in training nothing was fitted.
-    trained = (network.scale.mean != 0) | (network.scale.std != 1)
-    absent = (trained.cpu() & ~measured.cpu()).nonzero().flatten().tolist()
+    absent = (fitted_channels(network).cpu() & ~measured.cpu()).nonzero().flatten().tolist()
     if absent:
         names = ", ".join(network.config.channels[place] for place in absent[:10]) + (", ..." if absent[10:] else "")
         warnings.warn(

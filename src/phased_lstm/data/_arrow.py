@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from ..errors import DataError, missing_extra
 from ._formats import PARQUET, SUFFIXES, file_batches, file_columns, header_hint, reading
+from ._reading import leftover
 
 try:
     import pyarrow.parquet as pq
@@ -33,8 +34,8 @@ def table_files(source: Source) -> list[Path]:
     files: list[Path] = []
     for path in given:
         if path.is_dir():
-            # As pyarrow's own data sets do: other programs leave such files behind.
-            seen = (file for file in path.iterdir() if not file.name.startswith((".", "_")))
+            # Names that begin with "_" as pyarrow's own data sets do: other programs leave such files behind.
+            seen = (file for file in path.iterdir() if not file.name.startswith("_") and not leftover(file.name))
             inside = sorted(file for file in seen if file.name.lower().endswith(SUFFIXES))
             if not inside:
                 raise DataError(f"{path} holds no table: no file ends in {', '.join(SUFFIXES)}")

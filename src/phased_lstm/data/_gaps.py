@@ -10,8 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-# Words that are gaps among numbers.
-_WORDS = ("NA", "N/A", "#N/A", "NaN", "nan", "null", "NULL", "None")
+from ._columns import MISSING
 
 
 def without_gaps(columns: dict[str, list[Any]], count: int) -> tuple[NDArray[np.int64], dict[str, list[Any]]]:
@@ -45,7 +44,7 @@ def _gaps(parts: Sequence[Any]) -> NDArray[np.bool_]:
     texts = [pc.utf8_trim_whitespace(part) for part in parts if pa.types.is_string(part.type)]
     if len(texts) < len(parts):
         return np.concatenate(empty)
-    words = [mask | _mask(pc.is_in(part, pa.array(_WORDS))) for part, mask in zip(texts, empty, strict=True)]
+    words = [mask | _mask(pc.is_in(part, pa.array(MISSING))) for part, mask in zip(texts, empty, strict=True)]
     rest = [part.filter(pa.array(~mask)) for part, mask in zip(texts, words, strict=True)]
     try:
         for part in rest:

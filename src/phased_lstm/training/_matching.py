@@ -12,7 +12,6 @@ from torch import Tensor
 from ..data._arrow import column_names, table_files
 from ..data.labels import Labels, read_labels
 from ..errors import DataError
-from ..models import SequenceNetwork
 from .table_config import TrainConfig
 
 # A column of more distinct whole numbers than this is taken for numbers, not classes.
@@ -169,11 +168,6 @@ def say_unmeasured(data: str, channels: Sequence[str], measured: Tensor, *, trai
         else "they tell nothing; see that they are there, or name the channels with --features"
     )
     warnings.warn(f"{data} has no value at all of {some(names)}: {advice}", stacklevel=2)
-
-
-def fitted_channels(network: SequenceNetwork) -> Tensor:
-    """Return which channels had values in training, (F,): of the others the scale is as it was made."""
-    return (network.scale.mean != 0) | (network.scale.std != 1)
 
 
 def choose_task(config: TrainConfig, values: Tensor | Sequence[str]) -> str:

@@ -19,7 +19,8 @@ from ..data.loading import EventDataset
 from ..data.tables import iter_sequences
 from ..errors import DataError, RunError
 from ..files import replacing
-from ._matching import fitted_channels, say_left_out, say_unmeasured, without_label
+from ..models import fitted_channels
+from ._matching import say_left_out, say_unmeasured, without_label
 from .fitting import predict
 from .saved_runs import load_run
 from .table_data import check_time_unit, table_format

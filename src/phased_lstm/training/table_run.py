@@ -17,8 +17,8 @@ from ..data.encoders import Standardizer
 from ..data.events import EventBatch
 from ..data.storage import ChosenSequences
 from ..errors import DataError, RunError, missing_extra
-from ..models import NetworkConfig, SequenceNetwork, gate_rows, suggested_ratio
-from ._matching import fitted_channels, say_unmeasured
+from ..models import NetworkConfig, SequenceNetwork, fitted_channels, gate_rows, suggested_ratio
+from ._matching import say_unmeasured
 from .checkpoints import save_tensors
 from .fitting import MONITORS, FitConfig, SequenceTask, figures_of, monitor_fault, monitors_of, predict
 from .loop import train
