@@ -236,7 +236,8 @@ class BackwardPanels {
         std::fill_n(&features_[lane * packing_.input], I(), T(0));
     }
     const auto shared = gates_.at(first, layer_.events.shared ? count : 0);
-    for (int64_t e = 0; e < count; ++e) differentiate(t, first, count, e, shared);
+    for (int64_t e = 0; e < count; ++e)
+      rows_.all() ? differentiate<true>(t, first, count, e, shared) : differentiate<false>(t, first, count, e, shared);
     for (int64_t e = 0; e < count; ++e) {
       const int64_t u = unit_of(layer_, first + e);
       std::copy_n(&in_old_[e * P], P, &grad_state_[u * P]);
@@ -291,7 +292,9 @@ class BackwardPanels {
     }
   }
 
-  // An event's own derivatives, those of bias, peepholes and gate among them. `first`, `count`: of the step's events.
+  // An event's own derivatives, those of bias, peepholes and gate among them. `first`, `count`: of the step's events;
+  // `all`: whether all rows take the step.
+  template <bool all>
   void differentiate(int64_t t, int64_t first, int64_t count, int64_t e,
                      const typename EventGates<T>::Columns& shared) {
     alignas(64) T in_phases[P];
@@ -310,8 +313,8 @@ class BackwardPanels {
       const int64_t at = u * P + v * kLanes, to = e * P + v * kLanes, lane = v * kLanes;
       const V k = gate.at[v].k;
       State<Vec<T>> old{load(tape + 4 * P + lane), Lstm ? load(tape + (kFields - 1) * P + lane) : V{}};
-      const auto or_zero = [&](V of) { return rows_.choose(v, of, V{}); };
-      if (!rows_.all()) old = {or_zero(old.h), or_zero(old.c)};
+      [[maybe_unused]] const auto or_zero = [&](V of) { return rows_.choose(v, of, V{}); };
+      if constexpr (!all) old = {or_zero(old.h), or_zero(old.c)};
       const State<Vec<T>> from{load(&grad_state_[at]), load(&grad_cell_[at])};
       for (int j = 0; j < kLanes; ++j) state_[(lane + j) * packing_.state + u] = old.h[j];
       V values[4];
@@ -321,7 +324,7 @@ class BackwardPanels {
         found = lstm_step_back(values, peephole, k, old, from);
       else
         found = gru_step_back(values, k, old, from);
-      if (!rows_.all()) {
+      if constexpr (!all) {
         for (V& in_sum : found.sums) in_sum = or_zero(in_sum);
         found.k = or_zero(found.k), found.cell = or_zero(found.cell);
         found.old = {rows_.choose(v, found.old.h, from.h), rows_.choose(v, found.old.c, from.c)};
