@@ -476,7 +476,11 @@ def _shortened(offsets: Tensor) -> str:
 def as_index(given: Any, device: torch.device | None = None) -> Tensor:
     """Return integers or bools of any library as a tensor; torch refuses arrays that are reversed or byte-swapped."""
     plain = given.tolist() if hasattr(given, "tolist") and not isinstance(given, Tensor) else given
-    return torch.as_tensor(plain, device=device)
+    try:
+        return torch.as_tensor(plain, device=device)
+    except RuntimeError as error:
+        # What None is, or was masked, torch calls a type that it cannot infer.
+        raise TypeError(f"there should be integers or bools, got {plain!r}") from error
 
 
 def positions(index: Tensor | Sequence[int], count: int, device: torch.device) -> Tensor:
