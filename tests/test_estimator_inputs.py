@@ -311,3 +311,9 @@ def test_a_forget_bias_is_finite(value: float) -> None:
 def test_static_features_of_no_column_are_none() -> None:
     model = PhasedLSTMClassifier(**SMALL).fit(pairs(), Y, static=np.zeros((12, 0)))
     np.testing.assert_array_equal(model.predict_proba(pairs()), probabilities(pairs()))
+
+
+def test_values_that_ask_for_gradients_are_data() -> None:
+    X = [(torch.from_numpy(values).float().requires_grad_(), torch.from_numpy(times)) for values, times in pairs()]
+    np.testing.assert_array_equal(probabilities(X), probabilities(pairs()))
+    np.testing.assert_array_equal(probabilities(EventBatch.from_sequences(X)), probabilities(pairs()))

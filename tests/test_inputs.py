@@ -410,3 +410,9 @@ def test_queries_need_a_batch_of_floating_values() -> None:
 def test_lengths_that_are_missing_are_refused(lengths: Any) -> None:
     with pytest.raises(TypeError, match=r"there should be integers or bools, got \[1, None\]"):
         EventBatch.from_lengths(torch.ones(3, 1), torch.arange(3), lengths)
+
+
+def test_numbers_under_a_mask_hide_no_digits() -> None:
+    values = np.ma.masked_equal(np.array([[2**60 + 1, 0], [0, 0], [2**60 + 3, 0]]), 0)
+    with pytest.raises(ValueError, match="integers from 1152921504606846977 to 1152921504606846979 differ in digits"):
+        taken(values)

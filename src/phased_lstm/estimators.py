@@ -130,6 +130,7 @@ class _PhasedEstimator(BaseEstimator):  # type: ignore[misc]
                 raise ValueError("X has static features, and static= gives some again: give them once")
             own = as_static(static, len(events))
         # No columns are as good as none.
+        events = EventBatch._unchecked(events.values.detach(), events.times.detach(), events.offsets)
         own = None if own is None or not own.shape[1] else own.detach().cpu()
         if form is not None and form.time_unit and gathered.from_pairs and gathered.time_unit is None:
             warnings.warn(

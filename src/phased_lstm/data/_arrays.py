@@ -110,6 +110,8 @@ def as_floats(given: Any, *, text: bool = False) -> Tensor:
             return given.to(torch.float32)
     array = as_array(given)
     mask = np.ma.getmask(array)
+    if array.dtype.kind in "iu":
+        _require_telling(array)
     numbers = _floats(np.asarray(array), text)
     if mask is not np.ma.nomask and mask.any():
         numbers = np.where(mask, np.array(np.nan, numbers.dtype), numbers)
@@ -128,7 +130,6 @@ def _floats(array: NDArray[Any], text: bool) -> NDArray[Any]:
     if kind in "biu":
         if array.dtype.type in _SHORT:
             return array.astype(np.float32)
-        _require_telling(array)
         return array.astype(np.float64)
     if kind == "O":
         found = np.array([np.nan if is_missing(entry) else _float(entry, text) for entry in array.flat], np.float64)
@@ -155,6 +156,9 @@ def _require_telling(array: NDArray[Any]) -> None:
         return
     columns = array.reshape(-1, array.shape[-1]) if array.ndim > 1 else array.reshape(-1, 1)
     for low, high in zip(columns.min(axis=0).tolist(), columns.max(axis=0).tolist(), strict=True):
+        # What lies under a mask does not count, and a column may be all masked.
+        if low is None:
+            continue
         largest = max(abs(low), abs(high))
         if largest > _WHOLE and 0 < high - low < largest >> 30:
             raise ValueError(

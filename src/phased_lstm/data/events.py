@@ -372,7 +372,8 @@ class EventBatch:
         """Return the values on the grid of all distinct times, NaN where a sequence was not measured.
 
         Returns:
-            values (N, T, F), floating (integer values become the default dtype), and times (T,), increasing.
+            values (N, T, F), floating (integer values become the default dtype, or float64 where that
+            loses digits), and times (T,), increasing.
 
         Raises:
             ValueError: a sequence with two events at one time, for which the grid has one place.
@@ -388,7 +389,12 @@ class EventBatch:
                 f"sequence {place // len(grid)} has two events at time {grid[place % len(grid)].item()}: the grid has "
                 f"one place for them; merge them first"
             )
-        values = self.values if self.values.is_floating_point() else self.values.to(torch.get_default_dtype())
+        values = self.values
+        if not values.is_floating_point():
+            values = values.to(torch.get_default_dtype())
+            # Through float64, as not every integer has a way back from its own rounding.
+            if bool((values.double() != self.values.double()).any()):
+                values = self.values.double()
         blank = values.new_full((len(self) * len(grid), self.num_features), torch.nan)
         filled = blank.index_put((places,), values)
         return filled.reshape(len(self), len(grid), self.num_features), grid
