@@ -283,3 +283,10 @@ def test_a_real_recording() -> None:
     assert re.match(r"% Data file", path.read_text("latin-1"))
     assert 90_000 < int(found.times[-1]) <= 100_000
     assert found.values[:, 2].unique().tolist() == [0, 1]
+
+
+def test_times_of_float32_that_lost_their_digits_are_told() -> None:
+    ones = np.ones(3, np.int16)
+    times = (np.arange(3) + 1.7e9).astype(np.float32)
+    with pytest.warns(UserWarning, match="times are float32, which at 1700000000 knows steps of 128 only"):
+        address_events({"x": ones, "y": ones, "t": times, "p": ones})

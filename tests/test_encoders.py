@@ -191,3 +191,30 @@ def test_ages_of_narrow_types_do_not_overflow() -> None:
     times = torch.tensor([-(2**31), 2**31 - 1], dtype=torch.int32)
     _, age = last_measured(EventBatch.from_lengths(values, times, [2]))
     assert age.values.flatten().tolist() == [0.0, float(2**32)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_scale_is_narrowed_after_its_mean_is_off(dtype: torch.dtype) -> None:
+    scale = Standardizer(1).fit_(torch.tensor([[70000.25], [80000.25]], dtype=torch.float64))
+    values = torch.tensor([[60000.0], [NAN], [30.0]]).to(dtype)
+    found = scale(values)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found, scale(values.double()).to(dtype), rtol=0.0, atol=0.0, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_the_inverse_keeps_the_digits_of_a_large_offset(dtype: torch.dtype) -> None:
+    scale = Standardizer(1).fit_(torch.tensor([[1.7e9], [1.7e9 + 2.0]], dtype=torch.float64))
+    assert scale.inverse(torch.tensor([[0.5], [-1.0]], dtype=dtype)).tolist() == [[1.7e9 + 1.5], [1.7e9]]
+
+
+def test_the_inverse_is_of_the_type_of_its_values_where_that_has_room() -> None:
+    scale = Standardizer(1).fit_(torch.tensor([[-2.0], [2.0]]))
+    assert scale.inverse(torch.tensor([[0.5]])).dtype == torch.float32
+    assert scale.inverse(torch.tensor([[0.5]], dtype=torch.float16)).dtype == torch.float16
+
+
+def test_a_scale_takes_tensors() -> None:
+    for values in (torch.ones(2, 1).numpy(), [[1.0], [2.0]]):
+        with pytest.raises(TypeError, match="values should be a tensor or an EventBatch, got: "):
+            Standardizer(1).fit_(values)  # type: ignore[arg-type]

@@ -266,3 +266,54 @@ def test_the_cause_of_a_loss_that_is_no_number_is_named() -> None:
 def test_a_constant_channel_and_a_constant_target_train() -> None:
     X = [(np.concatenate([values, np.full((7, 1), 1.7e9)], axis=1), times) for values, times in pairs()]
     assert np.isfinite(PhasedLSTMRegressor(**SMALL).fit(X, np.full(12, 1.7e9)).predict(X)).all()
+
+
+def test_dates_are_no_numbers_of_training() -> None:
+    numbers = pairs()
+    dates = [(values, times.astype("M8[s]")) for values, times in numbers]
+    model = PhasedLSTMClassifier(**SMALL).fit(numbers, Y)
+    with pytest.raises(TypeError, match="times of X are dates or durations, and were numbers in training"):
+        model.predict(dates)
+    batch = EventBatch.from_lengths(
+        torch.cat([torch.from_numpy(values) for values, _ in numbers]),
+        torch.cat([torch.from_numpy(times) * 10**9 for _, times in numbers]),
+        [len(times) for _, times in numbers],
+    )
+    model = PhasedLSTMClassifier(**SMALL).fit(batch, Y)
+    with pytest.warns(UserWarning, match="they are taken as counts of ns"):
+        found = model.predict_proba(dates)
+    np.testing.assert_array_equal(found, model.predict_proba(batch))
+
+
+def test_class_weights_of_zero_are_seen_before_training() -> None:
+    with pytest.raises(ValueError, match="class_weight should be above 0 for a class"):
+        probabilities(pairs(), class_weight={0: 0.0, 1: 1e-300})
+    # One sequence is held back, and is of the class that does not count.
+    y = np.arange(12) % 6 == 0
+    with pytest.raises(ValueError, match="monitor 'loss' is measured where there are targets of some weight"):
+        probabilities(pairs(), y, class_weight={False: 0.0, True: 1.0}, early_stopping=True)
+    assert np.isfinite(probabilities(pairs(), y, class_weight={False: 0.0, True: 1.0})).all()
+
+
+@pytest.mark.parametrize("name", ["early_stopping", "cosine"])
+def test_text_is_no_flag(name: str) -> None:
+    with pytest.raises(TypeError, match=f"{name} should be of type bool, got: 'False'"):
+        probabilities(pairs(), **{name: "False"})
+    np.testing.assert_array_equal(probabilities(pairs(), **{name: 0}), probabilities(pairs(), **{name: np.False_}))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_forget_bias_is_finite(value: float) -> None:
+    with pytest.raises(ValueError, match="forget_bias should be finite"):
+        probabilities(pairs(), forget_bias=value)
+
+
+def test_static_features_of_no_column_are_none() -> None:
+    model = PhasedLSTMClassifier(**SMALL).fit(pairs(), Y, static=np.zeros((12, 0)))
+    np.testing.assert_array_equal(model.predict_proba(pairs()), probabilities(pairs()))
+
+
+def test_values_that_ask_for_gradients_are_data() -> None:
+    X = [(torch.from_numpy(values).float().requires_grad_(), torch.from_numpy(times)) for values, times in pairs()]
+    np.testing.assert_array_equal(probabilities(X), probabilities(pairs()))
+    np.testing.assert_array_equal(probabilities(EventBatch.from_sequences(X)), probabilities(pairs()))

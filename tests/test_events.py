@@ -251,3 +251,9 @@ def test_conversion_errors() -> None:
         EventBatch.from_dense(torch.zeros(1, 2, 3), torch.arange(3))
     with pytest.raises(ValueError, match="values should be floating"):
         EventBatch.from_dense(torch.zeros(1, 2, 3).long(), torch.arange(2))
+
+
+def test_integers_on_a_grid_keep_their_digits() -> None:
+    for value, dtype in ((1 << 24, torch.float32), ((1 << 24) + 1, torch.float64), (1_700_000_001, torch.float64)):
+        values, _ = EventBatch.from_lengths(torch.tensor([[value]]), torch.tensor([0]), [1]).dense()
+        assert (values.dtype, values.item()) == (dtype, value)

@@ -357,3 +357,62 @@ def test_an_index_of_numpy_in_any_layout() -> None:
         assert batch[index].equal(batch[torch.tensor(index.tolist())])
     assert EventBatch.from_lengths(batch.values, batch.times, np.array([9, 3], ">i4")[::-1]).lengths.tolist() == [3, 9]
     assert list(LengthBatchSampler(np.array([1, 3, 2])[::-1], 1, shuffle=False)) == [[1], [0], [2]]
+
+
+ROWS = [[[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]], [[7.0, 8.0, 9.0], [1.0, 2.0, 3.0]]]
+
+
+def test_two_rows_of_lists_may_be_two_steps() -> None:
+    with pytest.raises(TypeError, match="may be two steps or values and times"):
+        as_events(ROWS)
+    assert as_events(np.array(ROWS))[0].num_features == 3
+    pairs = as_events([tuple(rows) for rows in ROWS])[0]
+    assert (pairs.num_features, pairs.times.tolist()) == (1, [4.0, 5.0, 6.0, 1.0, 2.0, 3.0])
+    # Steps of one array would all have as many channels.
+    assert as_events([[[1.0, 2.0], [0, 1]], [[3.0], [5]]])[0].lengths.tolist() == [2, 1]
+
+
+def test_wide_values_that_float64_cannot_tell_apart_are_refused() -> None:
+    wide = np.longdouble(2) ** 62 + np.arange(3)[:, None]
+    if float(wide[0, 0]) == wide[1, 0]:
+        pytest.skip("this platform's long double is float64")
+    with pytest.raises(ValueError, match=r"sequence 0 of X: numbers about .* take the smallest off first"):
+        taken(np.concatenate([VALUES.astype(np.longdouble), wide], axis=1))
+
+
+@pytest.mark.parametrize(
+    ("times", "message"),
+    [
+        ([decimal.Decimal("1700000000.1234567891"), decimal.Decimal("1700000000.1234567892"), 1.8e9], "closer to each"),
+        ([2**53 + 1, 2**53 + 3, 2.0**54], "the time 9007199254740993 is beyond what floating ones"),
+        (np.array([0, 1000, 2**63 - 1], "M8[ns]"), "the time at step 2 is 2262-04-11T.*, the last that 64 bits hold"),
+        (np.array([0, 2**63 - 1, 5], "m8[s]"), "the time at step 1 is .*, the last that 64 bits hold"),
+    ],
+)
+def test_times_that_would_be_others_are_refused(times: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        taken(times=times)
+
+
+def test_times_of_eight_bits_are_read() -> None:
+    assert taken(times=torch.tensor([1.0, 2.0, 4.0]).to(torch.float8_e5m2)).times.tolist() == [1.0, 2.0, 4.0]
+
+
+def test_queries_need_a_batch_of_floating_values() -> None:
+    with pytest.raises(TypeError, match="events should be an EventBatch, as as_events makes it, got: list"):
+        with_queries([(VALUES, TIMES)], [[1.0]])  # type: ignore[arg-type]
+    whole = EventBatch.from_lengths(torch.ones(3, 1, dtype=torch.int64), torch.arange(3), [3])
+    with pytest.raises(ValueError, match=r"values should be floating, NaN where not measured, got torch\.int64"):
+        with_queries(whole, [[1.0]])
+
+
+@pytest.mark.parametrize("lengths", [[1, None], np.ma.masked_equal([1, 2], 2)])
+def test_lengths_that_are_missing_are_refused(lengths: Any) -> None:
+    with pytest.raises(TypeError, match=r"there should be integers or bools, got \[1, None\]"):
+        EventBatch.from_lengths(torch.ones(3, 1), torch.arange(3), lengths)
+
+
+def test_numbers_under_a_mask_hide_no_digits() -> None:
+    values = np.ma.masked_equal(np.array([[2**60 + 1, 0], [0, 0], [2**60 + 3, 0]]), 0)
+    with pytest.raises(ValueError, match="integers from 1152921504606846977 to 1152921504606846979 differ in digits"):
+        taken(values)

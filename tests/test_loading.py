@@ -183,3 +183,11 @@ def test_sampler_errors(arguments: dict[str, Any], error: type[Exception], messa
 def test_data_set_errors(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         EventDataset(**{"events": events_of(LENGTHS), **arguments})
+
+
+def test_labels_of_steps_keep_their_digits_beside_integers() -> None:
+    whole = Sample(torch.ones(2, 1), torch.arange(2), torch.tensor([1, 0]), per_step=True)
+    half = Sample(torch.ones(1, 1), torch.arange(1), torch.tensor([1.5]), per_step=True)
+    labels = collate([whole, half])[1]
+    assert labels is not None
+    torch.testing.assert_close(labels, torch.tensor([[1.0, 0.0], [1.5, torch.nan]]), equal_nan=True)

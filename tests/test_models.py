@@ -292,3 +292,14 @@ def test_integer_values_on_a_large_offset() -> None:
         batch = EventBatch.from_padded(values + offset, torch.arange(8))
         outputs.append(net.fit_(EventDataset(batch))(*batch.padded()))
     torch.testing.assert_close(outputs[0], outputs[1])
+
+
+@pytest.mark.parametrize("shape", [(9,), (1, 9), (9, 6)])
+def test_times_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"times should be of shape \(6, 9\), a row for each sequence, got"):
+        network()(torch.randn(6, 9, 2), torch.zeros(shape), torch.full((6,), 9))
+
+
+def test_static_features_are_rows() -> None:
+    with pytest.raises(ValueError, match=r"static should be of shape \(N, 1\), got \(1,\)"):
+        network(static=("age",))(torch.randn(1, 9, 2), torch.arange(9.0)[None], torch.tensor([9]), torch.zeros(1))

@@ -116,3 +116,18 @@ def test_other_parts_and_dtypes() -> None:
     same(StoredEvents([ragged([2, 1], features=0)])[[1]], ragged([2, 1], features=0)[[1]])
     with pytest.raises(TypeError, match="EventBatches, got: int"):
         StoredEvents([3])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: torch.tensor([[2j]]).conj().imag,
+        lambda: torch.arange(6.0)[::3].unsqueeze(1)[1:],
+    ],
+)
+def test_numbers_of_any_layout_are_kept(make: Any) -> None:
+    values = make()
+    times = torch.arange(4)[::2][: len(values)]
+    kept = StoredEvents(EventBatch.from_lengths(values, times, [len(values)]))[[0]]
+    assert torch.equal(kept.values, values)
+    assert torch.equal(kept.times, times)

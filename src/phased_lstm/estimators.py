@@ -24,7 +24,7 @@ from .data.loading import IGNORED_CLASS, EventDataset
 from .errors import missing_extra
 from .models import NetworkConfig, SequenceNetwork, measured_channels, suggested_ratio, warn_of_absent_channels
 from .training.diagnosis import cause_of_nan
-from .training.fitting import FitConfig, SequenceTask, fit_in_memory, predict
+from .training.fitting import FitConfig, SequenceTask, check_switch, fit_in_memory, predict
 from .training.splits import split_rows
 from .training.targets import as_classes, as_numbers, class_numbers
 
@@ -44,6 +44,7 @@ class _Form:
 
     Attributes:
         time_unit: of times that were dates or durations.
+        numbers: whether times were numbers, of a unit that is not known.
         double: whether values are float64.
         double_static: whether static features are.
     """
@@ -51,6 +52,7 @@ class _Form:
     time_unit: str | None = None
     double: bool | None = None
     double_static: bool | None = None
+    numbers: bool = False
 
 
 class _PhasedEstimator(BaseEstimator):  # type: ignore[misc]
@@ -127,15 +129,31 @@ class _PhasedEstimator(BaseEstimator):  # type: ignore[misc]
             if own is not None:
                 raise ValueError("X has static features, and static= gives some again: give them once")
             own = as_static(static, len(events))
-        own = None if own is None else own.detach().cpu()
+        # No columns are as good as none.
+        events = EventBatch._unchecked(events.values.detach(), events.times.detach(), events.offsets)
+        own = None if own is None or not own.shape[1] else own.detach().cpu()
         if form is not None and form.time_unit and gathered.from_pairs and gathered.time_unit is None:
             warnings.warn(
                 f"times of X are numbers, and were dates in training: they are taken for counts of {form.time_unit}",
                 stacklevel=4,
             )
+        if form is not None and form.time_unit is None and gathered.time_unit is not None:
+            if getattr(form, "numbers", False):
+                raise TypeError(
+                    "times of X are dates or durations, and were numbers in training: give numbers of the same unit "
+                    "and origin"
+                )
+            warnings.warn(
+                f"times of X are dates or durations, and in training came in a batch: they are taken as counts of "
+                f"{gathered.time_unit}",
+                stacklevel=4,
+            )
         if form is None:
             warn_of_form(X, events)
-            form = _Form(gathered.time_unit, needs_double(events.values), own is not None and needs_double(own))
+            form = _Form(
+                gathered.time_unit, needs_double(events.values), own is not None and needs_double(own),
+                numbers=gathered.from_pairs and gathered.time_unit is None,
+            )  # fmt: skip
         back = back_in_time(events)
         if back is not None and per_step:
             raise ValueError(
@@ -192,7 +210,7 @@ class _PhasedEstimator(BaseEstimator):  # type: ignore[misc]
 
     def _split(self, labels: Tensor, count: int, seed: int) -> tuple[Tensor, Tensor]:
         """Numbers of the sequences for training, and of those for validation."""
-        if not self.early_stopping:
+        if not check_switch("early_stopping", self.early_stopping):
             return torch.arange(count), torch.arange(0)
         fraction = check_number("validation_fraction", self.validation_fraction)
         if not 0.0 < fraction < 1.0:
@@ -435,6 +453,8 @@ class PhasedLSTMClassifier(ClassifierMixin, _PhasedEstimator):  # type: ignore[m
         weights = np.asarray(compute_class_weight(self.class_weight, classes=self.classes_, y=known), np.float64)
         if not ((weights >= 0) & (weights <= np.finfo(np.float32).max)).all():
             raise ValueError(f"class_weight should be finite and from 0 on, got {weights.tolist()}")
+        if not weights.astype(np.float32).any():
+            raise ValueError(f"class_weight should be above 0 for a class, got {weights.tolist()}: no sequence counts")
         return torch.from_numpy(weights.astype(np.float32))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,6 +84,8 @@ class NetworkConfig:
             raise ValueError(f"outputs should be one for each of the {len(self.classes)} classes, got {self.outputs}")
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"dropout should be in [0, 1), got {self.dropout}")
+        if not math.isfinite(self.forget_bias):
+            raise ValueError(f"forget_bias should be finite, got {self.forget_bias}")
         if self.head_size < 0:
             raise ValueError(f"head_size should be 0, for a linear head, or a number of units, got {self.head_size}")
 
@@ -226,12 +229,18 @@ class SequenceNetwork(KeepsBuffersWide):
             standardised targets (`target_scale.inverse` gives them in their unit).
 
         Raises:
-            ValueError: values of another width; static features that are missing, too many, or not expected.
+            ValueError: values of another width, times of another shape; static features that are missing, too many, or
+                not expected.
         """
         if values.dim() != 3 or values.shape[-1] != len(self.config.channels):
             raise ValueError(
                 f"values should be of shape (N, L, {len(self.config.channels)}), a column for each channel, "
                 f"got {tuple(values.shape)}"
+            )
+        if times.shape != values.shape[:2]:
+            raise ValueError(
+                f"times should be of shape {tuple(values.shape[:2])}, a row for each sequence, got "
+                f"{tuple(times.shape)}; times that all share: times.expand(N, L)"
             )
         inputs = self._inputs(values, times)
         output, state = self.rnn(inputs, None, times, lengths=lengths, return_sequence=self.config.per_step)
@@ -244,7 +253,7 @@ class SequenceNetwork(KeepsBuffersWide):
             wanted = f"{len(self.config.static)} static features" if self.config.static else "no static features"
             raise ValueError(f"the network has {wanted}, got {'none' if static is None else tuple(static.shape)}")
         if static is not None and self.static_scale is not None:
-            if static.shape[-1] != len(self.config.static):
+            if static.dim() != 2 or static.shape[-1] != len(self.config.static):
                 raise ValueError(f"static should be of shape (N, {len(self.config.static)}), got {tuple(static.shape)}")
             wide = static.to(_wide_kind(static, inputs.dtype))
             features = self.mask(self.static_scale(wide)).to(inputs.dtype)

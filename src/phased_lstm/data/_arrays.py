@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -109,6 +110,8 @@ def as_floats(given: Any, *, text: bool = False) -> Tensor:
             return given.to(torch.float32)
     array = as_array(given)
     mask = np.ma.getmask(array)
+    if array.dtype.kind in "iu":
+        _require_telling(array)
     numbers = _floats(np.asarray(array), text)
     if mask is not np.ma.nomask and mask.any():
         numbers = np.where(mask, np.array(np.nan, numbers.dtype), numbers)
@@ -121,11 +124,12 @@ def as_floats(given: Any, *, text: bool = False) -> Tensor:
 def _floats(array: NDArray[Any], text: bool) -> NDArray[Any]:
     kind = array.dtype.kind
     if kind == "f":
+        if array.dtype.itemsize > 8:
+            _require_same_digits(array)
         return array.astype(np.float32 if array.dtype.itemsize <= 4 else np.float64, copy=False)
     if kind in "biu":
         if array.dtype.type in _SHORT:
             return array.astype(np.float32)
-        _require_telling(array)
         return array.astype(np.float64)
     if kind == "O":
         found = np.array([np.nan if is_missing(entry) else _float(entry, text) for entry in array.flat], np.float64)
@@ -152,11 +156,26 @@ def _require_telling(array: NDArray[Any]) -> None:
         return
     columns = array.reshape(-1, array.shape[-1]) if array.ndim > 1 else array.reshape(-1, 1)
     for low, high in zip(columns.min(axis=0).tolist(), columns.max(axis=0).tolist(), strict=True):
+        # What lies under a mask does not count, and a column may be all masked.
+        if low is None:
+            continue
         largest = max(abs(low), abs(high))
         if largest > _WHOLE and 0 < high - low < largest >> 30:
             raise ValueError(
                 f"integers from {low} to {high} differ in digits that floating numbers have no room for: take the "
                 f"smallest off first"
+            )
+
+
+def _require_same_digits(array: NDArray[Any]) -> None:
+    """Raise ValueError where wide numbers vary in a channel, and do not as float64."""
+    columns = array.reshape(-1, array.shape[-1]) if array.ndim > 1 else array.reshape(-1, 1)
+    for column in columns.T:
+        measured = column[np.isfinite(column)]
+        if measured.size and measured.min() < measured.max() and float(measured.min()) == float(measured.max()):
+            raise ValueError(
+                f"numbers about {measured[0]} differ in digits that float64 has no room for: take the smallest off "
+                "first"
             )
 
 
@@ -173,9 +192,13 @@ def as_stamps(given: Any) -> Tensor | NDArray[Any]:
             _require_finite(given)
             return given
         if given.is_floating_point():
-            _require_finite(given)
-            return given.double()
+            wide = given.double()
+            _require_finite(wide)
+            return wide
     array = as_array(given)
+    if isinstance(given, (list, tuple)) and array.dtype.kind == "f" and array.size and np.abs(array).max() >= _WHOLE:
+        # Integers among floats are rounded by now.
+        array = np.array(given, object)
     mask = np.ma.getmask(array)
     if mask is not np.ma.nomask and mask.any():
         raise ValueError(f"the time at step {int(np.argmax(mask))} is masked: leave that step out")
@@ -183,6 +206,12 @@ def as_stamps(given: Any) -> Tensor | NDArray[Any]:
     if array.dtype.kind in "mM":
         if np.isnat(array).any():
             raise ValueError(f"the time at step {int(np.argmax(np.isnat(array)))} is NaT: leave that step out")
+        last = array.astype(np.int64) == _INT64.max
+        if last.any():
+            raise ValueError(
+                f"the time at step {int(np.argmax(last))} is {array[last].flat[0]}, the last that 64 bits hold, and "
+                f"hardly one that was measured: leave that step out"
+            )
         return array
     if not array.flags.writeable or any(stride < 0 for stride in array.strides):
         array = array.copy()
@@ -232,7 +261,18 @@ def _stamps_of_objects(array: NDArray[Any]) -> NDArray[Any]:
             if any(not _INT64.min <= entry <= _INT64.max for entry in entries):
                 raise ValueError("there are times beyond what 64 bits with a sign hold: take an offset off")
             return np.array(entries, np.int64).reshape(array.shape)
-        return np.array([_float(entry, False) for entry in entries], np.float64).reshape(array.shape)
+        floats = [_float(entry, False) for entry in entries]
+        whole = zip(entries, floats, strict=True)
+        if moved := next((one for one, other in whole if isinstance(one, (int, np.integer)) and one != other), None):
+            raise ValueError(
+                f"the time {moved} is beyond what floating ones, among which it is, can tell: give integers"
+            )
+        for (one, other), (before, after) in zip(itertools.pairwise(entries), itertools.pairwise(floats), strict=True):
+            if before == after and one != other:
+                raise ValueError(
+                    f"times {one} and {other} are closer to each other than float64 can tell: take an offset off"
+                )
+        return np.array(floats, np.float64).reshape(array.shape)
     if len({type(entry) for entry in entries}) > 1:
         raise TypeError("times should be of one kind, got dates, durations or numbers in one sequence")
     zones = {getattr(entry, "tzinfo", None) is None for entry in array.flat if isinstance(entry, datetime.datetime)}

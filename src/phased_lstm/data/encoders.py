@@ -13,6 +13,10 @@ from .events import EventBatch
 
 # A mean of so many deviations takes twelve of the 24 bits of float32.
 _FAR = 2.0**12
+# What a deviation is to have at least, as a number of steps of a type, where digits are to be kept ...
+_KEPT = 2.0**11
+# ... and so many deviations from the mean a value may be.
+_SPREAD = 64.0
 # A deviation of so little of the mean is rounding.
 _CONSTANT = 1e-12
 
@@ -118,16 +122,30 @@ class Standardizer(KeepsBuffersWide):
         return self
 
     def forward(self, values: Tensor) -> Tensor:
-        """Return (values - mean) / std, (..., F)."""
+        """Return (values - mean) / std, (..., F), in the type of the values."""
         self._check(values)
-        return (values - self.mean.to(values.dtype)) / self.std.to(values.dtype)
+        # Types of 16 bits have no room for most means: narrowed after the mean is off.
+        wide = values if values.dtype in (torch.float32, torch.float64) else values.to(self.mean.dtype)
+        return ((wide - self.mean.to(wide.dtype)) / self.std.to(wide.dtype)).to(values.dtype)
 
     def inverse(self, values: Tensor) -> Tensor:
-        """Return values * std + mean, (..., F)."""
+        """Return values * std + mean, (..., F); in float64 where the type of the values loses what varies in them."""
         self._check(values)
+        if self._beyond(values.dtype):
+            values = values.to(self.mean.dtype)
         return values * self.std.to(values.dtype) + self.mean.to(values.dtype)
 
+    def _beyond(self, dtype: torch.dtype) -> bool:
+        """Whether measured values have digits or a size that a type has no room for."""
+        limits = torch.finfo(dtype)
+        if dtype == self.mean.dtype or torch.compiler.is_compiling():
+            return False
+        far = self.mean.abs() * limits.eps > self.std / _KEPT
+        return bool((far | (self.mean.abs() + _SPREAD * self.std > limits.max)).any())
+
     def _check(self, values: Tensor) -> None:
+        if not isinstance(values, Tensor):
+            raise TypeError(f"values should be a tensor or an EventBatch, got: {type(values).__name__}")
         if values.dim() == 0 or values.shape[-1] != len(self.mean) or not values.is_floating_point():
             raise ValueError(
                 f"values should be floating, (..., {len(self.mean)}), got {values.dtype} {tuple(values.shape)}"

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .._checks import LARGEST_INTEGER_TIME
+from .._time_warnings import warn_of_grid
 from ..errors import DataError, missing_extra
 from ._reading import read_bytes
 from .events import EventBatch
@@ -203,6 +204,8 @@ def _times(time: Any, field: str, name: str) -> Any:
         raise DataError(f"{name}: times {field!r} should be integers or floats, got {time.dtype}{advice}")
     if not np.isfinite(time).all():
         raise DataError(f"{name}: times {field!r} should be finite")
+    if time.dtype == np.float32:
+        warn_of_grid(torch.from_numpy(time.astype("=f4")), None, stacklevel=3)
     wide = time.astype(np.float64 if time.dtype.kind == "f" else np.int64)
     if time.dtype.itemsize > wide.dtype.itemsize and (wide != time).any():
         raise DataError(f"{name}: times {field!r} are {time.dtype}, and more exact than float64: round them first")

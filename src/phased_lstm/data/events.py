@@ -372,7 +372,8 @@ class EventBatch:
         """Return the values on the grid of all distinct times, NaN where a sequence was not measured.
 
         Returns:
-            values (N, T, F), floating (integer values become the default dtype), and times (T,), increasing.
+            values (N, T, F), floating (integer values become the default dtype, or float64 where that
+            loses digits), and times (T,), increasing.
 
         Raises:
             ValueError: a sequence with two events at one time, for which the grid has one place.
@@ -388,7 +389,12 @@ class EventBatch:
                 f"sequence {place // len(grid)} has two events at time {grid[place % len(grid)].item()}: the grid has "
                 f"one place for them; merge them first"
             )
-        values = self.values if self.values.is_floating_point() else self.values.to(torch.get_default_dtype())
+        values = self.values
+        if not values.is_floating_point():
+            values = values.to(torch.get_default_dtype())
+            # Through float64, as not every integer has a way back from its own rounding.
+            if bool((values.double() != self.values.double()).any()):
+                values = self.values.double()
         blank = values.new_full((len(self) * len(grid), self.num_features), torch.nan)
         filled = blank.index_put((places,), values)
         return filled.reshape(len(self), len(grid), self.num_features), grid
@@ -476,7 +482,11 @@ def _shortened(offsets: Tensor) -> str:
 def as_index(given: Any, device: torch.device | None = None) -> Tensor:
     """Return integers or bools of any library as a tensor; torch refuses arrays that are reversed or byte-swapped."""
     plain = given.tolist() if hasattr(given, "tolist") and not isinstance(given, Tensor) else given
-    return torch.as_tensor(plain, device=device)
+    try:
+        return torch.as_tensor(plain, device=device)
+    except RuntimeError as error:
+        # What None is, or was masked, torch calls a type that it cannot infer.
+        raise TypeError(f"there should be integers or bools, got {plain!r}") from error
 
 
 def positions(index: Tensor | Sequence[int], count: int, device: torch.device) -> Tensor:

@@ -187,6 +187,7 @@ def _from_pairs(sequences: Iterable[Any], time_unit: str | None) -> tuple[EventB
     items = list(sequences)
     if not items:
         raise ValueError("X has 0 samples: there should be at least one sequence")
+    _require_no_rows(items)
     values, stamps, static = [], [], []
     for number, item in enumerate(items):
         if isinstance(item, Sample):
@@ -209,6 +210,23 @@ def _from_pairs(sequences: Iterable[Any], time_unit: str | None) -> tuple[EventB
     pairs = [(part.to(widest), moments) for part, moments in zip(values, times, strict=True)]
     events = EventBatch.from_sequences(pairs)
     return events, torch.stack(static) if static else None, unit
+
+
+def _require_no_rows(items: list[Any]) -> None:
+    """Raise TypeError for lists that two steps of as many channels in each sequence make as well as 1-d pairs do."""
+    sizes = set()
+    for item in items:
+        if type(item) is not list or len(item) != 2:
+            return
+        for row in item:
+            if type(row) is not list or any(isinstance(entry, (list, tuple)) or np.ndim(entry) for entry in row):
+                return
+            sizes.add(len(row))
+    if len(sizes) == 1:
+        raise TypeError(
+            f"X is lists of two lists of {sizes.pop()} numbers, which may be two steps or values and times: give "
+            f"(values, times) as tuples, or an array (N, T, F)"
+        )
 
 
 def _require_pair(item: Any, number: int, whole: Any) -> None:
@@ -286,9 +304,14 @@ def with_queries(
         queries. Times keep their dtype where it holds the queries exactly, and become int64 or float64 otherwise.
 
     Raises:
-        ValueError: not one entry of queries or targets for each sequence, or not one target for each query; a query
-            that is not finite, or that no dtype holds exactly together with the times.
+        TypeError: no batch, or dates without a `time_unit`.
+        ValueError: values that are not floating; not one entry of queries or targets for each sequence, or not one
+            target for each query; a query that is not finite, or that no dtype holds exactly together with the times.
     """
+    if not isinstance(events, EventBatch):
+        raise TypeError(f"events should be an EventBatch, as as_events makes it, got: {type(events).__name__}")
+    if not events.values.is_floating_point():
+        raise ValueError(f"values should be floating, NaN where not measured, got {events.values.dtype}")
     if len(queries) != len(events) or (targets is not None and len(targets) != len(events)):
         raise ValueError(f"there should be queries, and targets if any, of each of the {len(events)} sequences")
     asked_times = _query_times(events, queries, time_unit)

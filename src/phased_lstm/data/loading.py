@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import numbers
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Self, overload
@@ -137,6 +138,9 @@ def collate(samples: Sequence[Sample]) -> tuple[tuple[Tensor, ...], Tensor | Non
         return inputs, None
     if not samples[0].per_step:
         return inputs, torch.stack(labels)
+    # Padding alone would take the type of the first.
+    kind = functools.reduce(torch.promote_types, (part.dtype for part in labels))
+    labels = [part.to(kind) for part in labels]
     return inputs, pad_sequence(labels, batch_first=True, padding_value=_padding(labels[0].dtype))
 
 

@@ -126,7 +126,9 @@ def _temporary(owner: object, folder: str | Path | None) -> BinaryIO:
 
 def _bytes(tensor: Tensor) -> memoryview:
     # The cast refuses an empty array.
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    flat = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
+    # A single number may have any stride.
+    flat = flat if not len(flat) or flat.stride(0) == 1 else flat.clone(memory_format=torch.contiguous_format)
     return flat.view(torch.uint8).numpy().data.cast("B") if len(flat) else memoryview(b"")
 
 

@@ -25,6 +25,13 @@ _FALLING = ("loss", "mae", "rmse")
 MONITORS = ("loss", *metrics.CLASSIFICATION, *metrics.REGRESSION)
 
 
+def check_switch(name: str, value: object) -> bool:
+    """Return whether a setting is on, 0, 1 and None included; TypeError for text, as "False" would be true."""
+    if isinstance(value, (str, bytes)):
+        raise TypeError(f"{name} should be of type bool, got: {value!r}")
+    return bool(plain(value))
+
+
 @dataclass(frozen=True)
 class FitConfig:
     """How a network is trained.
@@ -65,7 +72,7 @@ class FitConfig:
             if not 0.0 <= made[name] < math.inf or (name == "lr" and not made[name]):
                 wanted = "finite" if made[name] == math.inf else "above 0" if name == "lr" else "from 0 on"
                 raise ValueError(f"{name} should be {wanted}, got {made[name]!r}")
-        made["cosine"] = bool(plain(self.cosine))
+        made["cosine"] = check_switch("cosine", self.cosine)
         for name, value in made.items():
             object.__setattr__(self, name, value)
 
@@ -111,7 +118,7 @@ class SequenceTask:
         if valid is not None:
             # Before the first step: an epoch is much to lose.
             assert valid.labels is not None
-            fault = monitor_fault(network, config.monitor, torch.cat(self.ranks.gather(valid.labels)))
+            fault = monitor_fault(network, config.monitor, torch.cat(self.ranks.gather(valid.labels)), class_weight)
             if fault is not None:
                 raise ValueError(
                     f"monitor {config.monitor!r} {fault}; choose another monitor, random_state or validation_fraction"
@@ -281,23 +288,28 @@ def monitors_of(target: str) -> tuple[str, ...]:
     return ("loss", *(metrics.CLASSIFICATION if target == "classification" else metrics.REGRESSION))
 
 
-def monitor_fault(network: SequenceNetwork, monitor: str, labels: Tensor) -> str | None:
+def monitor_fault(
+    network: SequenceNetwork, monitor: str, labels: Tensor, class_weight: Tensor | None = None
+) -> str | None:
     """Return why the labels of a validation part cannot give a figure, or None where they can.
 
     Args:
         network: whose outputs would be measured.
         monitor: name of the figure.
         labels: of the part, as `figures_of` takes them.
+        class_weight: (C,) weight of each class in the loss.
     """
     if monitor not in monitors_of(network.config.target):
         return f"is no figure of a {network.config.target}, which has {', '.join(monitors_of(network.config.target))}"
     # What is measured of any outputs tells what can be.
-    if monitor in figures_of(network, torch.zeros(len(labels), network.config.outputs), labels):
+    if monitor in figures_of(network, torch.zeros(len(labels), network.config.outputs), labels, class_weight):
         return None
     why = {
         "r2": "where the targets are not all the same", "balanced_accuracy": "where there are two classes or more",
         "auroc": "where every class is there", "auprc": "where every class is there",
     }.get(monitor, "where there are targets within the range of float32")  # fmt: skip
+    if monitor == "loss" and class_weight is not None:
+        why = "where there are targets of some weight"
     if network.target_scale is not None:
         targets = labels[~labels.isnan()].unique().tolist()
         found = f"has only {', '.join(f'{value:g}' for value in targets[:5])}" if targets else "has no target"
