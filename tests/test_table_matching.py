@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -395,3 +396,29 @@ def test_columns_of_predictions_keep_apart(tmp_path: Path, id: str) -> None:
     assert [row["id"] for row in found] == [f"s{n}" for n in range(12)]
     assert set(found[0]) == {"id", "prediction", "probability_a\nb", "probability_a, b", "probability_a"}
     assert {row["prediction"] for row in found} <= {"a\nb", "a, b", "a"}
+
+
+@pytest.mark.parametrize(
+    ("tables", "message"),
+    [
+        (lambda path: (table(path / "m.csv", "id,time,hr", [f"s{n},5,{n + t}" for n in range(12) for t in range(4)]),
+                       labelled(path / "y.csv", lambda n: n % 2)), r"time is the same .*--time.*--id"),
+        (lambda path: (measured(path / "m.csv"), labelled(path / "y.csv", lambda n: f"{n + 0.5}e300")),
+         "targets are too large"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_scaled_is_named(
+    tables: Any, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(*tables(tmp_path), tmp_path / "run") == 1
+    assert re.search(message, capsys.readouterr().err)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("head", "hint"), [("id;time;hr", "separated by ';'"), ("# a comment", "remove comments")])
+def test_commands_say_what_is_wrong_with_a_header(
+    head: str, hint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = table(tmp_path / "m.csv", head, ["s0;1;2"])
+    assert train(data, labelled(tmp_path / "y.csv", lambda n: n % 2), tmp_path / "run") == 1
+    assert hint in capsys.readouterr().err

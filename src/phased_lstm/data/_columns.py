@@ -102,6 +102,11 @@ def floats(array: Any, name: str, where: Where, dtype: Any = np.float64) -> NDAr
     Raises:
         DataError: an entry that is no number, or infinite, or too large for `dtype`.
     """
+    return doubles(array, name, where, dtype).astype(dtype)
+
+
+def doubles(array: Any, name: str, where: Where, dtype: Any = np.float64) -> NDArray[Any]:
+    """Return what `floats` returns, and refuse what it refuses, as float64."""
     array = plain(array, name, where)
     if is_string(array.type):
         array = _numbers(array, name, where)
@@ -111,12 +116,11 @@ def floats(array: Any, name: str, where: Where, dtype: Any = np.float64) -> NDAr
         array = pc.cast(array, pa.int8())
     numbers = np.asarray(pc.cast(array, pa.float64(), safe=False).to_numpy(zero_copy_only=False))
     with np.errstate(over="ignore"):
-        narrowed = numbers.astype(dtype)
-    infinite = np.isinf(narrowed)
+        infinite = np.isinf(numbers.astype(dtype, copy=False))
     if infinite.any():
         row = int(infinite.argmax())
         raise DataError(f"{where(row)}: {name} is {numbers[row]}, expected a finite {np.dtype(dtype)} or nothing")
-    return narrowed
+    return numbers
 
 
 def _numbers(text: Any, name: str, where: Where) -> Any:

@@ -173,6 +173,11 @@ def _needs_double(measured: Tensor) -> bool:
     if low == high or low <= 0.0 <= high:
         return False
     std, mean = (float(moment) for moment in torch.std_mean(measured, correction=0))
+    return loses_digits(mean, std)
+
+
+def loses_digits(mean: float, std: float) -> bool:
+    """Whether float32 would lose what varies about a mean."""
     return abs(mean) > _FAR * std > _FAR * _CONSTANT * abs(mean)
 
 

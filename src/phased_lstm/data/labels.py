@@ -13,9 +13,10 @@ from torch import Tensor
 
 from ..errors import DataError
 from ._arrow import Piece, Source, batches, listed, table_files
-from ._columns import floats, strings
+from ._columns import doubles, strings
 from ._columns import targets as as_targets
 from ._gaps import without_gaps
+from .encoders import needs_double
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Labels:
         ids: id of each sequence, as a string.
         targets: by column: int64 (N,), float64 (N,), or N strings; a column of strings is the first of these that
             all its entries are.
-        static: (N, G) float32, NaN where missing; None where no columns were asked for.
+        static: (N, G) float32 or float64, NaN where missing; None where no columns were asked for.
         static_names: names of the G columns.
     """
 
@@ -114,6 +115,7 @@ def read_labels(
     id: str = "id",
     static: Sequence[str] = (),
     gaps: Literal["error", "skip"] = "error",
+    dtype: torch.dtype | None = None,
 ) -> Labels:
     """Read a table of labels.
 
@@ -124,6 +126,8 @@ def read_labels(
         static: numeric columns of features that do not change over a sequence; they may have gaps, in text also words
             such as NA.
         gaps: whether a row without one of the targets is an error, or left out.
+        dtype: of static features, float32 or float64; None: float32, or float64 where float32 would lose what varies in
+            one, as in one of unix times over an hour.
 
     Raises:
         DataError: naming the file and row: a missing column, an id that is missing or occurs twice, a target that is
@@ -132,6 +136,7 @@ def read_labels(
     """
     files = table_files(source)
     name = ", ".join(map(str, files))
+    limit = np.float64 if dtype == torch.float64 else np.float32
     seen: dict[str, int] = {}
     columns: dict[str, list[Any]] = {target: [] for target in targets}
     features: list[Tensor] = []
@@ -146,7 +151,7 @@ def read_labels(
             seen[entry] = start + row
         for target in targets:
             columns[target].append(batch.column(target))
-        parts = [torch.from_numpy(floats(batch.column(part), part, where, np.float32)) for part in static]
+        parts = [torch.from_numpy(doubles(batch.column(part), part, where, limit).copy()) for part in static]
         if parts:
             features.append(torch.stack(parts, dim=1))
     if not seen:
@@ -162,9 +167,14 @@ def read_labels(
         name,
         ids,
         {target: tuple(part) if isinstance(part, list) else torch.tensor(part) for target, part in found.items()},
-        torch.cat(features)[torch.from_numpy(rows)] if features else None,
+        _narrowed(torch.cat(features)[torch.from_numpy(rows)], dtype) if features else None,
         tuple(static),
     )
+
+
+def _narrowed(static: Tensor, dtype: torch.dtype | None) -> Tensor:
+    wide = torch.float64 if needs_double(static) else torch.float32
+    return static.to(wide if dtype is None else dtype)
 
 
 def _bare(id: str) -> str:

@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 from ..errors import DataError
 from ._arrow import Piece, Rows, Source, Where, batches, column_names, listed, table_files
-from ._columns import floats, runs, strings
+from ._columns import doubles, runs, strings
 from ._roles import check_wide, measurements, row_numbers
 from ._shares import shared_batches
+from ._spread import Spread
 from ._timestamps import TimeColumn
 from .events import EventBatch
 
@@ -133,15 +134,28 @@ def read_table(
     format: TableFormat | None = None,
     *,
     channels: Sequence[str] | None = None,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
 ) -> Table:
     """Read a whole table into memory; see `iter_sequences`.
+
+    Args:
+        source: as in `iter_sequences`.
+        format: as in `iter_sequences`.
+        channels: as in `iter_sequences`.
+        dtype: of the values, float32 or float64; None: float32, or float64 where float32 would lose what varies in a
+            channel, as in one of unix times over an hour. The table is then read twice.
 
     Raises:
         DataError: as `iter_sequences`, or there are no rows.
         ImportError: pyarrow is not installed.
     """
-    parts = list(iter_sequences(source, format, channels=channels, dtype=dtype))
+    format = TableFormat.detect(source) if format is None else format
+    names = _vocabulary(source, format, channels)
+    spread = Spread(len(names)) if dtype is None else None
+    kind = torch.float32 if dtype is None else dtype
+    parts = list(iter_sequences(source, format, channels=names, dtype=kind, spread=spread))
+    if spread is not None and spread.lossy():
+        parts = list(iter_sequences(source, format, channels=names, dtype=torch.float64))
     if not parts:
         raise DataError(f"{', '.join(map(str, table_files(source)))}: the table has no sequences")
     ids = tuple(name for part in parts for name in part.ids)
@@ -156,6 +170,7 @@ def iter_sequences(
     chunk_events: int = 1 << 18,
     dtype: torch.dtype = torch.float32,
     share: tuple[int, int] | None = None,
+    spread: Spread | None = None,
 ) -> Iterator[Table]:
     """Read a table in chunks of whole sequences, in the order of the table.
 
@@ -171,10 +186,12 @@ def iter_sequences(
             sorted, for which a long table is read once before. Columns that only number the rows are left out of
             them with a warning: those without a name, and the index that pandas writes.
         chunk_events: rows from which a chunk is complete at the end of a sequence.
-        dtype: of the values, float32 or float64.
+        dtype: of the values, float32 or float64. Of a channel that is far from zero and varies little, such as unix
+            times, float32 loses digits: `read_table` finds out which it should be.
         share: (rank, ranks) to read one of several consecutive parts of about equal size, cut between the row groups
             of Parquet files or between other files; a sequence goes to the rank in whose part it begins, so that all
             ranks together read every sequence once. That an id comes back is noticed within a part only.
+        spread: takes all values into account, of the channels in their order, before they are rounded.
 
     Raises:
         DataError: naming the file and row (the first is 1, a header not counted): a missing column, an id that is
@@ -191,11 +208,15 @@ def iter_sequences(
     if share is not None and not 0 <= share[0] < share[1]:
         raise ValueError(f"share should be (rank, ranks) with rank from 0 to ranks - 1, got {share}")
     format = TableFormat.detect(source) if format is None else format
+    return _Reader(format, _vocabulary(source, format, channels), chunk_events, dtype, spread).read(source, share)
+
+
+def _vocabulary(source: Source, format: TableFormat, channels: Sequence[str] | None) -> tuple[str, ...]:
     names = tuple(scan_channels(source, format) if channels is None else map(str, channels))
     if not names or len(set(names)) < len(names):
         files = ", ".join(map(str, table_files(source)))
         raise DataError(f"{files}: channels should be distinct, and at least one, got {listed(names) or 'none'}")
-    return _Reader(format, names, chunk_events, dtype).read(source, share)
+    return names
 
 
 def scan_channels(source: Source, format: TableFormat) -> tuple[str, ...]:
@@ -234,8 +255,16 @@ def scan_time_type(source: Source, format: TableFormat) -> str:
 class _Reader:
     """Gathers rows until a chunk of whole sequences is there."""
 
-    def __init__(self, format: TableFormat, channels: tuple[str, ...], chunk_events: int, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        format: TableFormat,
+        channels: tuple[str, ...],
+        chunk_events: int,
+        dtype: torch.dtype,
+        spread: Spread | None,
+    ) -> None:
         self._format, self._channels, self._chunk_events, self._dtype = format, channels, chunk_events, dtype
+        self._spread = spread
         self._long = format.channel is not None
         self._codes = dict.fromkeys(format.ignored, _IGNORED) | {name: code for code, name in enumerate(channels)}
         self._times = TimeColumn(format.time, format.time_type, format.numbers)
@@ -302,12 +331,21 @@ class _Reader:
         times = self._times(batch.column(1), where)
         dtype = _DTYPES[self._dtype]
         if self._long:
-            values = floats(batch.column(3), format.value, where, dtype)
-            self._parts.append((times, values, self._encode(batch.column(2), where)))
+            wide = doubles(batch.column(3), format.value, where, dtype)
+            codes = self._encode(batch.column(2), where)
+            if self._spread is not None:
+                order = np.argsort(codes, kind="stable")
+                for code, begin, end in zip(*_equal(codes[order]), strict=True):
+                    if code >= 0:
+                        self._spread.add(code, wide[order[begin:end]])
+            self._parts.append((times, wide.astype(dtype), codes))
         else:
             values = np.empty((batch.num_rows, len(self._channels)), dtype)
             for number, name in enumerate(self._channels):
-                values[:, number] = floats(batch.column(2 + number), name, where, dtype)
+                wide = doubles(batch.column(2 + number), name, where, dtype)
+                values[:, number] = wide
+                if self._spread is not None:
+                    self._spread.add(number, wide)
             self._parts.append((times, values))
         self._gathered += batch.num_rows
 
@@ -400,3 +438,9 @@ class _Reader:
         events = EventBatch.from_lengths(torch.from_numpy(values), torch.from_numpy(times), torch.from_numpy(lengths))
         kept_ids = tuple(name for name, keep in zip(ids, measured, strict=True) if keep)
         return Table(kept_ids, events, self._channels, self._times.unit)
+
+
+def _equal(codes: NDArray[Any]) -> tuple[list[int], list[int], list[int]]:
+    """The runs of equal entries in (N,) codes that are sorted: the entries, where each begins and where it ends."""
+    entries, begins = np.unique(codes, return_index=True)
+    return entries.tolist(), begins.tolist(), [*begins[1:].tolist(), len(codes)]

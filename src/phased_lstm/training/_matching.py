@@ -7,9 +7,11 @@ import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from ..data._arrow import column_names, table_files
+from ..data._arrow import column_names, listed, table_files
+from ..data._formats import header_hint
 from ..data.labels import Labels, read_labels
 from ..errors import DataError
 from .table_config import TrainConfig
@@ -34,7 +36,10 @@ def require_columns(source: str, roles: Iterable[tuple[str, str]]) -> None:
     names = column_names(path)
     absent = list(dict.fromkeys(f"{column!r} ({role})" for column, role in roles if column not in names))
     if absent:
-        raise DataError(f"{path} has no column {', '.join(absent)}; its columns are {', '.join(names)}")
+        hint = header_hint(names)
+        raise DataError(
+            f"{path} has no column {', '.join(absent)}; its columns are {listed(names)}{hint and '; '}{hint}"
+        )
 
 
 def require_match(
@@ -94,8 +99,8 @@ def without_label(config: TrainConfig, labels: Labels, ids: Sequence[str]) -> li
     return absent
 
 
-def labels_of(config: TrainConfig, source: str) -> Labels:
-    """Read the target and the static features from a table of labels.
+def labels_of(config: TrainConfig, source: str, dtype: torch.dtype | None = None) -> Labels:
+    """Read the target and the static features, of the type `dtype` as in `read_labels`, from a table of labels.
 
     Raises:
         DataError: as `read_labels`; where rows without the target may be left out, it names the option.
@@ -103,7 +108,7 @@ def labels_of(config: TrainConfig, source: str) -> Labels:
     require_columns(
         source, [(config.id, "--id"), (config.target, "--target"), *((name, "--static") for name in config.static)]
     )
-    given: dict[str, Any] = {"id": config.id, "static": config.static}
+    given: dict[str, Any] = {"id": config.id, "static": config.static, "dtype": dtype}
     if config.unlabelled == "skip":
         return read_labels(source, [config.target], **given, gaps="skip")
     try:

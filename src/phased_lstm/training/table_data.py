@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..data._spread import Spread
 from ..data.events import EventBatch
 from ..data.labels import Labels
 from ..data.storage import ChosenSequences, StoredEvents
@@ -42,6 +43,8 @@ class TableInfo:
         static: names of the static features.
         fingerprint: of the ids, lengths and targets, to know them again.
         time_type: type of the times, as `TableFormat` names it; empty in runs of older versions.
+        double: whether values are read as float64, as float32 would lose what varies in a channel.
+        double_static: whether static features are.
     """
 
     channels: tuple[str, ...]
@@ -51,6 +54,18 @@ class TableInfo:
     static: tuple[str, ...]
     fingerprint: str = ""
     time_type: str = field(default="", compare=False)
+    double: bool = field(default=False, compare=False)
+    double_static: bool = field(default=False, compare=False)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the values."""
+        return torch.float64 if self.double else torch.float32
+
+    @property
+    def static_dtype(self) -> torch.dtype:
+        """Of the static features."""
+        return torch.float64 if self.double_static else torch.float32
 
 
 class Sequences(NamedTuple):
@@ -63,6 +78,7 @@ class Sequences(NamedTuple):
         time_unit: unit of times that were timestamps, None of numbers.
         measured: (F,) whether a channel has a value.
         left_out: whether the target was among the channels.
+        double: whether the values are float64.
     """
 
     ids: tuple[str, ...]
@@ -71,6 +87,7 @@ class Sequences(NamedTuple):
     time_unit: str | None
     measured: Tensor
     left_out: bool
+    double: bool
 
 
 @dataclass(frozen=True)
@@ -172,9 +189,12 @@ def read_sequences(
     ids: list[str] = []
     units: list[str | None] = []
     measured = torch.zeros(len(channels), dtype=torch.bool)
+    spread = Spread(len(channels)) if info is None else None
 
-    def parts() -> Iterator[EventBatch]:
-        for part in iter_sequences(source, format, channels=channels, share=share):
+    def parts(dtype: torch.dtype) -> Iterator[EventBatch]:
+        ids.clear()
+        units.clear()
+        for part in iter_sequences(source, format, channels=channels, dtype=dtype, share=share, spread=spread):
             ids.extend(part.ids)
             units.append(part.time_unit)
             measured.logical_or_(~part.events.values.isnan().all(dim=0))
@@ -183,13 +203,28 @@ def read_sequences(
             if share is None:
                 raise DataError(f"{source}: the table has no sequences")
             yield EventBatch(
-                torch.zeros(0, len(channels)), torch.zeros(0, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
+                torch.zeros(0, len(channels), dtype=dtype),
+                torch.zeros(0, dtype=torch.int64),
+                torch.zeros(1, dtype=torch.int64),
             )
 
-    events = EventBatch.cat(parts()) if folder is None else StoredEvents(parts(), folder)
+    def read(dtype: torch.dtype) -> EventBatch | StoredEvents:
+        return EventBatch.cat(parts(dtype)) if folder is None else StoredEvents(parts(dtype), folder)
+
+    events = read(torch.float32 if info is None else info.dtype)
+    double = info is not None and info.double
+    if spread is not None:
+        # All ranks read in one type.
+        every_rank = Spread(len(channels))
+        every_rank.join([spread.moments] if ranks is None else ranks.gather(spread.moments))
+        double = bool(every_rank.lossy())
+        if double:
+            spread = None
+            del events
+            events = read(torch.float64)
     if units:
         check_time_unit(source, units[0], info)
-    return Sequences(tuple(ids), events, tuple(channels), units[0] if units else None, measured, left_out)
+    return Sequences(tuple(ids), events, tuple(channels), units[0] if units else None, measured, left_out, double)
 
 
 def check_time_unit(source: str, unit: str | None, info: TableInfo | None) -> None:
@@ -223,7 +258,7 @@ def read_labelled(
     """
     ranks = Ranks() if ranks is None else ranks
     table = read_sequences(config, data, info, ranks, folder)
-    entries = labels_of(config, labels)
+    entries = labels_of(config, labels, None if info is None else info.static_dtype)
     every = [name for ids in ranks.gather(table.ids) for name in ids]
     if len(set(every)) < len(every):
         again = next(name for name, count in _counts(every).items() if count > 1)
@@ -249,7 +284,17 @@ def read_labelled(
         first,
         lengths,
         targets,
-        TableInfo(table.channels, unit, task, classes, entries.static_names, digest.hexdigest(), time_type),
+        TableInfo(
+            table.channels,
+            unit,
+            task,
+            classes,
+            entries.static_names,
+            digest.hexdigest(),
+            time_type,
+            table.double,
+            static is not None and static.dtype == torch.float64,
+        ),
         measured,
     )
 

@@ -80,13 +80,15 @@ def _predictions(run: Path, data: str, static: str | None, lenience: Mapping[str
     config = dataclasses.replace(config, **lenience)
     if info.static and static is None:
         raise DataError(f"the network reads {', '.join(info.static)}: name the table that has them with --labels")
-    entries = read_labels(static, [], id=config.id, static=info.static) if info.static and static else None
+    entries = None
+    if info.static and static:
+        entries = read_labels(static, [], id=config.id, static=info.static, dtype=info.static_dtype)
     names = ["prediction", *(f"probability_{name}" for name in info.classes)]
     id = config.id if config.id not in names else "id"
     measured = torch.zeros(len(info.channels), dtype=torch.bool)
     absent: list[str] = []
     strange = 0
-    for part in iter_sequences(data, table_format(config, data, info), channels=info.channels):
+    for part in iter_sequences(data, table_format(config, data, info), channels=info.channels, dtype=info.dtype):
         check_time_unit(data, part.time_unit, info)
         measured |= ~part.events.values.isnan().all(dim=0)
         ids, events, features = part.ids, part.events, None

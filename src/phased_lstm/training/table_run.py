@@ -202,7 +202,7 @@ def _task(config: TrainConfig, sequences: LabelledSequences, parts: Parts, ranks
     labels = sequences.labels[parts.train]
     torch.manual_seed(config.seed)
     network = SequenceNetwork(network_config(config, info, lengths))
-    _fit(network, training, members, lengths, labels, ranks)
+    _fit(network, training, members, lengths, labels, ranks, config.time)
     fault = monitor_fault(network, config.monitor, sequences.labels[parts.valid]) if len(parts.valid) else None
     if fault is not None:
         raise RunError(
@@ -233,20 +233,35 @@ def network_config(config: TrainConfig, info: TableInfo, lengths: Tensor) -> Net
 
 
 def _fit(
-    network: SequenceNetwork, training: ChosenSequences, members: Tensor, lengths: Tensor, labels: Tensor, ranks: Ranks
+    network: SequenceNetwork,
+    training: ChosenSequences,
+    members: Tensor,
+    lengths: Tensor,
+    labels: Tensor,
+    ranks: Ranks,
+    time: str,
 ) -> None:
     """Fit scale and gates to the training part of all ranks, of which few sequences are in memory at a time."""
     if network.static_scale is not None:
         network.static_scale.fit_(torch.cat([part for part in ranks.gather(training.static) if part is not None]))
     if network.target_scale is not None:
-        network.target_scale.fit_(labels)
+        try:
+            network.target_scale.fit_(labels)
+        except ValueError as error:
+            raise ValueError("targets are too large for a deviation: give them in another unit") from error
     if ranks.size == 1:
         network.scale.fit_(training.chunks())
     else:
         _fit_together(network.scale, training, ranks)
     chosen = gate_rows(len(lengths), int(lengths.sum()))
     mine = torch.isin(members, chosen).nonzero().flatten()
-    network.fit_times_(EventBatch.cat(part for part in ranks.gather(training[mine].events) if len(part)))
+    sample = EventBatch.cat(part for part in ranks.gather(training[mine].events) if len(part))
+    if not any(bool((stamps != stamps[:1]).any()) for _, stamps in sample):
+        raise ValueError(
+            f"{time} is the same throughout each sequence of the training part: name the column that tells when a row "
+            f"was measured (--time), and see that ids name sequences rather than rows (--id)"
+        )
+    network.fit_times_(sample)
 
 
 def _fit_together(scale: Standardizer, training: ChosenSequences, ranks: Ranks) -> None:
