@@ -549,3 +549,20 @@ def test_states_of_another_model_are_told(kind: str) -> None:
             other.stream().load_state_dict(state)
     del state["model"]
     other.stream().load_state_dict(state)
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_a_stream_can_be_copied_after_its_state_was_taken(backend: str) -> None:
+    rnn = PhasedLSTM(2, 3, backend=backend)
+    stream = rnn.stream()
+    stream.push(1.0, torch.ones(2))
+    state = stream.state_dict()
+    other = copy.deepcopy(stream)
+    assert torch.equal(other.state_dict()["h"], state["h"])
+    assert torch.equal(other.push(2.0, torch.ones(2)), stream.push(2.0, torch.ones(2)))
+
+
+def test_the_warning_of_coarse_times_points_to_the_push() -> None:
+    with pytest.warns(UserWarning, match="float32") as caught:
+        PhasedLSTM(2, 3).stream().push(1.7e9 + torch.arange(5.0), torch.ones(5, 2))
+    assert caught[0].filename == __file__
