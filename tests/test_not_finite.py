@@ -250,3 +250,25 @@ def test_parts_of_sixteen_steps_equal_the_whole_beside_a_spoiled_sequence(phased
         assert torch.equal(joined.isnan(), whole.isnan())
         assert torch.equal(joined.nan_to_num(), whole.nan_to_num())
         assert torch.equal(clean[1:], whole[1:])
+
+
+@PHASED
+def test_an_infinite_state_is_that_of_the_layer_of_torch_on_the_reference(phased: Any) -> None:
+    """A square gate that is always open has k = 1, so that nothing is between the two."""
+    rnn = phased(3, 6, batch_first=True, ratio_on=1.0, oscillation="square", backend="reference")
+    plain = (torch.nn.LSTM if phased is PhasedLSTM else torch.nn.GRU)(3, 6, batch_first=True)
+    plain.load_state_dict({name: value for name, value in rnn.state_dict().items() if "gate" not in name})
+    x, state = torch.randn(4, 1, 3), torch.zeros(1, 4, 6)
+    with torch.no_grad():
+        if phased is PhasedLSTM:
+            cell = state.clone()
+            cell[0, 0, 1] = INF
+            for mine, theirs in zip(rnn(x, (state, cell))[1], plain(x, (state, cell))[1], strict=True):
+                torch.testing.assert_close(mine, theirs)
+        else:
+            for layer in (rnn, plain):
+                layer.weight_hh_l0.fill_(1e-3)
+            state[0, 0, 1] = INF
+            wanted = plain(x, state)[1]
+            assert torch.isinf(wanted).any()
+            torch.testing.assert_close(rnn(x, state)[1], wanted, equal_nan=True)

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from phased_lstm import PhasedGRU, PhasedLSTM, Stream, backends
+from phased_lstm import PhasedGRU, PhasedLSTM, Stream, _parametrisation, backends
 from phased_lstm._checks import LARGEST_INTEGER_TIME
 
 KINDS: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -549,3 +549,36 @@ def test_states_of_another_model_are_told(kind: str) -> None:
             other.stream().load_state_dict(state)
     del state["model"]
     other.stream().load_state_dict(state)
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_a_stream_can_be_copied_after_its_state_was_taken(backend: str) -> None:
+    rnn = PhasedLSTM(2, 3, backend=backend)
+    stream = rnn.stream()
+    stream.push(1.0, torch.ones(2))
+    state = stream.state_dict()
+    other = copy.deepcopy(stream)
+    assert torch.equal(other.state_dict()["h"], state["h"])
+    assert torch.equal(other.push(2.0, torch.ones(2)), stream.push(2.0, torch.ones(2)))
+
+
+def test_the_warning_of_coarse_times_points_to_the_push() -> None:
+    with pytest.warns(UserWarning, match="float32") as caught:
+        PhasedLSTM(2, 3).stream().push(1.7e9 + torch.arange(5.0), torch.ones(5, 2))
+    assert caught[0].filename == __file__
+
+
+def test_whose_states_they_are_does_not_depend_on_how_gate_values_are_rounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another processor's exponential differs in the last bit."""
+    rnn = PhasedLSTM(2, 3)
+    with torch.no_grad():
+        rnn.gate_l0.raw_period.add_(1.0)
+    state = rnn.stream().state_dict()
+    exact = _parametrisation.growth_of
+    monkeypatch.setattr(_parametrisation, "growth_of", lambda raw: exact(raw) * (1 + 2**-23))
+    other = copy.deepcopy(rnn)
+    other.stream().load_state_dict(state)
+    with torch.no_grad():
+        other.gate_l0.raw_period.add_(1e-3)
+    with pytest.warns(UserWarning, match="other weights or gates"):
+        other.stream().load_state_dict(state)

@@ -109,12 +109,16 @@ class Plan(NamedTuple):
         )
 
     def fingerprint(self) -> Tensor:
-        """A number () int64 made of every bit of the weights and gates; products and sums wrap."""
+        """A number () int64 made of every bit of the weights and gates; products and sums wrap.
+
+        Of the gates as they are saved: what is made of that, periods and so on, is not the same on every processor.
+        """
+        gates = [tensor for layer in self.layers for tensor in (*layer.gate.parameters(), *layer.gate.buffers())]
         total = torch.tensor(0, dtype=torch.int64)
-        for tensor in self.tensors:
+        for tensor in (*(tensor for _, tensor in self.parameters), *gates):
             bits = tensor.detach().cpu().contiguous().view(torch.int32 if tensor.element_size() == 4 else torch.int64)
             total = total * 1_000_003 + (bits.flatten().long() * torch.arange(1, bits.numel() + 1)).sum()
-        for number in (*self.origins, *self.codes):
+        for number in self.codes:
             total = total * 1_000_003 + number
         return total
 

@@ -189,7 +189,10 @@ class Stream:
         """
         names = ("h", "c")[: len(self._states)]
         held = dict(zip(names, self._states, strict=True)) | {"latest": self._held.latest}
-        return {name: tensor.clone() for name, tensor in held.items()} | {"model": self._current().fingerprint()}
+        # What a push keeps of the model has no graph, and so can be copied.
+        with torch.no_grad():
+            fingerprint = self._current().fingerprint()
+        return {name: tensor.clone() for name, tensor in held.items()} | {"model": fingerprint}
 
     def load_state_dict(self, state_dict: Mapping[str, Tensor]) -> None:
         """Go on from what `state_dict` returned, here or in another process.
@@ -331,7 +334,7 @@ class Stream:
         timing = self._current().layers[0].timing
         opening = (timing.period * timing.ratio_on).median().item()
         # Seen from a push: its internals lie between.
-        return warn_of_grid(times.reshape(-1), None, 5, opening)
+        return warn_of_grid(times.reshape(-1), None, 6, opening)
 
     def _require_kind(self, dtype: torch.dtype) -> None:
         """Let the first times decide whether times are integers or floating."""

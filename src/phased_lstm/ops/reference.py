@@ -120,7 +120,9 @@ def phased_gru(
         gates = torch.sigmoid(projected[..., : 2 * hidden] + recurrent[..., : 2 * hidden])
         r, z = gates[..., :hidden], gates[..., hidden:]
         n = torch.tanh(projected[..., 2 * hidden :] + r * recurrent[..., 2 * hidden :])
-        return (torch.lerp(n, own[0], z),)
+        fresh = torch.lerp(n, own[0], z)
+        # The interpolation is NaN from an infinite end.
+        return (fresh if finite else torch.where(torch.isinf(own[0]), n + z * (own[0] - n), fresh),)
 
     openness = _openness(times, period, shift, ratio_on, leak, oscillation, lengths, input)
     # A state handed over as a slice of a larger one may be aligned in another way.
@@ -164,7 +166,10 @@ def _run(
         else:
             # From an infinite state it would not even where k is 1.
             from_zero = [torch.where(torch.isfinite(old) | (k < 1), old, 0.0) for old in own]
-            moved = [torch.lerp(old, new, k) for old, new in zip(from_zero, fresh, strict=True)]
+            moved = [
+                torch.where(torch.isinf(new) & (k == 1), new, torch.lerp(old, new, k))
+                for old, new in zip(from_zero, fresh, strict=True)
+            ]
             state = tuple(torch.where(is_open, new, old) for old, new in zip(state, moved, strict=True))
         if return_sequence:
             hidden_states.append(state[0])
