@@ -228,6 +228,24 @@ def test_an_infinite_state_is_replaced_too(backend: str, oscillation: Any) -> No
         torch.testing.assert_close(spoiled, large)
 
 
+@BACKENDS
+@pytest.mark.parametrize("batch", [1, 2, 5, 40])
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+def test_an_infinite_cell_is_that_of_a_plain_lstm(backend: str, batch: int, shared: bool, bias: bool) -> None:
+    """Peepholes that are not there do not multiply it by nothing."""
+    plain = torch.nn.LSTM(3, 5, bias=bias, batch_first=True)
+    rnn = PhasedLSTM.from_lstm(plain, backend=backend, ratio_on=1.0, oscillation="square")
+    x, cell = torch.randn(batch, 4, 3), torch.zeros(1, batch, 5)
+    cell[0, -1, 2], cell[0, 0, 1] = INF, -INF
+    with torch.no_grad():
+        wanted, (_, wanted_cell) = plain(x, (torch.zeros_like(cell), cell))
+        output, (_, final_cell) = rnn(x, (torch.zeros_like(cell), cell), torch.rand(*([4] if shared else [batch, 4])))
+    assert torch.isfinite(wanted).all()
+    torch.testing.assert_close(output, wanted, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(final_cell, wanted_cell, rtol=1e-5, atol=1e-6)
+
+
 @needs_native
 @pytest.mark.parametrize("spoiler", [NAN, 1e6])
 @pytest.mark.parametrize("phased", [PhasedLSTM, PhasedGRU])

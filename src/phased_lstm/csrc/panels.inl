@@ -119,7 +119,7 @@ class ForwardPanels {
     W values[4] = {sum(0), sum(1), sum(2), sum(3)};
     State<W> after;
     if constexpr (Lstm)
-      after = lstm_step(values, {weight(0), weight(1), weight(2)}, k, old);
+      after = lstm_step(values, {layer_.peephole != nullptr, {weight(0), weight(1), weight(2)}}, k, old);
     else
       after = gru_step(values, k, old);
     if (!rows_.all()) {
@@ -306,7 +306,8 @@ class BackwardPanels {
     // The step before has about as many events, and the tape is far longer than a cache.
     for (int64_t value = 0; value < kFields * P; value += 64 / sizeof(T))
       __builtin_prefetch(tape - count * kFields * P + value);
-    const V peephole[3] = {peephole_of(layer_, u, 0), peephole_of(layer_, u, 1), peephole_of(layer_, u, 2)};
+    const Peepholes<V> peepholes{
+        layer_.peephole != nullptr, {peephole_of(layer_, u, 0), peephole_of(layer_, u, 1), peephole_of(layer_, u, 2)}};
     T* d = &in_sums_[e * 4 * P];
     V in_slots[4] = {}, in_peephole[3] = {}, in_phase_all{}, in_ratio_all{};
     for (int v = 0; v < NV; ++v) {
@@ -321,7 +322,7 @@ class BackwardPanels {
       for (int slot = 0; slot < 4; ++slot) values[slot] = load(tape + slot * P + lane);
       Gradients<Vec<T>> found;
       if constexpr (Lstm)
-        found = lstm_step_back(values, peephole, k, old, from);
+        found = lstm_step_back(values, peepholes, k, old, from);
       else
         found = gru_step_back(values, k, old, from);
       if constexpr (!all) {
