@@ -85,18 +85,20 @@ template <typename V>
 struct Peepholes {
   bool present;
   V of[3];
-  PHASED_LSTM_INLINE V add(const V& sum, int gate, const V& factor) const {
-    return present ? sum + of[gate] * factor : sum;
-  }
 };
 
 // `sums` come as the products of i, f, g, o, and become the gates' values.
 template <typename V>
 PHASED_LSTM_INLINE State<V> lstm_step(V (&sums)[4], const Peepholes<V>& peepholes, const V& k, const State<V>& old) {
-  const V i = vsigmoid(peepholes.add(sums[0], 0, old.c)), f = vsigmoid(peepholes.add(sums[1], 1, old.c));
+  if (peepholes.present) {
+    sums[0] = sums[0] + peepholes.of[0] * old.c;
+    sums[1] = sums[1] + peepholes.of[1] * old.c;
+  }
+  const V i = vsigmoid(sums[0]), f = vsigmoid(sums[1]);
   const V g = vtanh(sums[2]);
   const V c = f * old.c + i * g;
-  const V o = vsigmoid(peepholes.add(sums[3], 2, c));
+  if (peepholes.present) sums[3] = sums[3] + peepholes.of[2] * c;
+  const V o = vsigmoid(sums[3]);
   sums[0] = i, sums[1] = f, sums[2] = g, sums[3] = o;
   return {moved(old.h, o * vtanh(c), k), moved(old.c, c, k)};
 }
@@ -119,17 +121,17 @@ struct Gradients {
 };
 
 template <typename V>
-PHASED_LSTM_INLINE Gradients<V> lstm_step_back(const V (&values)[4], const Peepholes<V>& peepholes, const V& k,
+PHASED_LSTM_INLINE Gradients<V> lstm_step_back(const V (&values)[4], const V (&peephole)[3], const V& k,
                                                const State<V>& old, const State<V>& grad) {
   const V &i = values[0], &f = values[1], &g = values[2], &o = values[3];
   const V c = f * old.c + i * g, tanh_c = vtanh(c);
   const V dh = k * grad.h;
   const V in_o = dh * tanh_c * o * (1 - o);
-  const V dc = peepholes.add(k * grad.c + dh * o * (1 - tanh_c * tanh_c), 2, in_o);
+  const V dc = k * grad.c + dh * o * (1 - tanh_c * tanh_c) + in_o * peephole[2];
   const V in_i = dc * g * i * (1 - i), in_f = dc * old.c * f * (1 - f);
   return {{in_i, in_f, dc * i * (1 - g * g), in_o},
           grad.h * (o * tanh_c - old.h) + grad.c * (c - old.c),
-          {(1 - k) * grad.h, peepholes.add(peepholes.add((1 - k) * grad.c + dc * f, 0, in_i), 1, in_f)},
+          {(1 - k) * grad.h, (1 - k) * grad.c + dc * f + in_i * peephole[0] + in_f * peephole[1]},
           c};
 }
 

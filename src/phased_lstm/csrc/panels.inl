@@ -306,8 +306,7 @@ class BackwardPanels {
     // The step before has about as many events, and the tape is far longer than a cache.
     for (int64_t value = 0; value < kFields * P; value += 64 / sizeof(T))
       __builtin_prefetch(tape - count * kFields * P + value);
-    const Peepholes<V> peepholes{
-        layer_.peephole != nullptr, {peephole_of(layer_, u, 0), peephole_of(layer_, u, 1), peephole_of(layer_, u, 2)}};
+    const V peephole[3] = {peephole_of(layer_, u, 0), peephole_of(layer_, u, 1), peephole_of(layer_, u, 2)};
     T* d = &in_sums_[e * 4 * P];
     V in_slots[4] = {}, in_peephole[3] = {}, in_phase_all{}, in_ratio_all{};
     for (int v = 0; v < NV; ++v) {
@@ -322,7 +321,7 @@ class BackwardPanels {
       for (int slot = 0; slot < 4; ++slot) values[slot] = load(tape + slot * P + lane);
       Gradients<Vec<T>> found;
       if constexpr (Lstm)
-        found = lstm_step_back(values, peepholes, k, old, from);
+        found = lstm_step_back(values, peephole, k, old, from);
       else
         found = gru_step_back(values, k, old, from);
       if constexpr (!all) {

@@ -75,12 +75,6 @@ inline void load_peepholes(const Layer<T>& layer, const Walk<T>& walk, T* i, T* 
   }
 }
 
-// A vector of them.
-template <typename T>
-inline Peepholes<Vec<T>> peepholes_of(const Layer<T>& layer, const T* i, const T* f, const T* o) {
-  return {layer.peephole != nullptr, {load(i), load(f), load(o)}};
-}
-
 // Copies the features of a place in (N, L), and asks for those of the step that comes next.
 template <typename T>
 inline void take_features(const Layer<T>& layer, int64_t place, bool forwards, T* to) {
@@ -187,7 +181,9 @@ class ForwardRows {
       load_columns(&sums_[4 * e], values);
       State<Vec<T>> fresh;
       if constexpr (Lstm)
-        fresh = lstm_step(values, peepholes_of(layer_, at_[kPeepI] + e, at_[kPeepF] + e, at_[kPeepO] + e), k, old);
+        fresh = lstm_step(
+            values,
+            {layer_.peephole != nullptr, {load(at_[kPeepI] + e), load(at_[kPeepF] + e), load(at_[kPeepO] + e)}}, k, old);
       else
         fresh = gru_step(values, k, old);
       store(at_[kNewH] + e, fresh.h);
@@ -344,7 +340,7 @@ class BackwardRows {
       if constexpr (Lstm) from.c = gather_lanes(grad_.c.data(), places_ + e, here);
       Gradients<Vec<T>> found;
       if constexpr (Lstm)
-        found = lstm_step_back(values, peepholes_of(layer_, at_[kPeepI] + e, at_[kPeepF] + e, at_[kPeepO] + e), gate.k,
+        found = lstm_step_back(values, {load(at_[kPeepI] + e), load(at_[kPeepF] + e), load(at_[kPeepO] + e)}, gate.k,
                                old, from);
       else
         found = gru_step_back(values, gate.k, old, from);

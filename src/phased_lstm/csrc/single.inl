@@ -171,8 +171,8 @@ void backward_single(const Layer<T>& layer, const Backward<T>& run, const T* pac
       const auto gate = gates.at(first, count);
       for (int64_t e = 0; e < count; e += lanes) {
         const int64_t here = std::min<int64_t>(lanes, count - e);
-        Vec<T> values[4];
-        Peepholes<Vec<T>> peepholes{layer.peephole != nullptr, {}};
+        Vec<T> values[4], peephole[3];
+        for (Vec<T>& of : peephole) of = splat(T(0));
         for (int slot = 0; slot < 4; ++slot) values[slot] = load_first(tape + slot * count + e, here);
         State<Vec<T>> old{load_first(tape + 4 * count + e, here), Vec<T>{}};
         State<Vec<T>> from{gather_lanes(grad_h, units + e, here), Vec<T>{}};
@@ -183,8 +183,8 @@ void backward_single(const Layer<T>& layer, const Backward<T>& run, const T* pac
         Gradients<Vec<T>> found;
         if constexpr (Lstm) {
           if (layer.peephole)
-            for (int j = 0; j < 3; ++j) peepholes.of[j] = gather_lanes(layer.peephole + j * H, units + e, here);
-          found = lstm_step_back(values, peepholes, load(gate.k + e), old, from);
+            for (int j = 0; j < 3; ++j) peephole[j] = gather_lanes(layer.peephole + j * H, units + e, here);
+          found = lstm_step_back(values, peephole, load(gate.k + e), old, from);
         } else {
           found = gru_step_back(values, load(gate.k + e), old, from);
         }
