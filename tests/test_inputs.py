@@ -116,6 +116,7 @@ def test_values_that_are_no_numbers_are_refused_by_name(values: Any, message: st
         ([1, 2, 10**30], "beyond what 64 bits with a sign hold"),
         (np.array([1, 2, -(2**63)]), r"within 2\*\*62 of zero"),
         (["noon", "later", "late"], "got text such as 'noon'"),
+        (["1_0", "2_0", "3_0"], "got text such as '1_0'"),
         (np.longdouble(2.0**60) + np.array([0, 1, 2], np.longdouble), "closer to each other than float64 can tell"),
         (
             [datetime.datetime(2020, 1, 1), datetime.datetime(2020, 1, 2, tzinfo=datetime.UTC)] * 2,

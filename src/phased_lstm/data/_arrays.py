@@ -135,14 +135,21 @@ def _floats(array: NDArray[Any], text: bool) -> NDArray[Any]:
         found = np.array([np.nan if is_missing(entry) else _float(entry, text) for entry in array.flat], np.float64)
         return found.reshape(array.shape)
     if kind == "U" and text:
-        return array.astype(np.float64)
+        return _numbers_of(array, np.float64)
     what = {"U": "text", "S": "bytes", "M": "dates", "m": "durations"}.get(kind, str(array.dtype))
     raise TypeError(f"there should be numbers, got {what}" + (f", such as '{array.flat[0]}'" if array.size else ""))
 
 
+def _numbers_of(text: NDArray[Any], wanted: Any) -> NDArray[Any]:
+    """Numbers of text; ValueError also for `1_0`, which is one in Python's own language alone."""
+    if marked := next((entry for entry in text.astype(str).flat if "_" in entry), None):
+        raise ValueError(f"there should be numbers, got {str(marked)!r}")
+    return text.astype(wanted)
+
+
 def _float(entry: Any, text: bool) -> float:
     unfit = (bytes, complex, np.complexfloating, datetime.date, datetime.timedelta, np.datetime64, np.timedelta64)
-    if isinstance(entry, unfit) or (isinstance(entry, str) and not text):
+    if isinstance(entry, unfit) or (isinstance(entry, str) and (not text or "_" in entry)):
         raise TypeError(f"there should be numbers, got {entry!r}")
     try:
         return float(entry)
@@ -240,7 +247,7 @@ def _stamps(array: NDArray[Any]) -> NDArray[Any]:
     if kind in "US":
         for wanted in (np.int64, np.float64):
             try:
-                return array.astype(wanted)
+                return _numbers_of(array, wanted)
             except (ValueError, OverflowError):
                 continue
         raise ValueError(

@@ -53,7 +53,6 @@ class TimeColumn:
         self._wanted = None if wanted is None else _TYPES[wanted]
         self._numbers = numbers
         self._parsed: Any = None
-        self._read_as_number: Any = None
         self._with_zone: bool | None = None
         self.type: Any = None
 
@@ -139,26 +138,13 @@ class TimeColumn:
                 )
             return cast(array, wanted, self._name, where, wanted)
         if not _family(wanted):
-            return self._as_number(array, wanted, where)
+            # Taken as numbers they would be of one unit in this table, and of another in the next.
+            raise DataError(
+                f"{where(0)}: column {self._name!r} holds {kind}, expected numbers{_with_type(_unzoned(kind))}"
+            )
         if _family(kind) != _family(wanted):
             raise DataError(f"{where(0)}: column {self._name!r} holds {kind}, expected {wanted}")
         return self._exact(array, wanted, where)
-
-    def _as_number(self, array: Any, wanted: Any, where: Where) -> Any:
-        """Times as integers, which must be of one unit in all files."""
-        kind = _unzoned(array.type)
-        if pa.types.is_floating(wanted):
-            raise DataError(f"{where(0)}: column {self._name!r} holds {kind}, expected numbers")
-        if self._read_as_number is None:
-            self._read_as_number = kind
-        if kind != self._read_as_number:
-            raise DataError(
-                f"{where(0)}: column {self._name!r} holds {kind}, and {self._read_as_number} before, so that integers "
-                f"would be of two units{_with_type(kind)}"
-            )
-        if pa.types.is_date32(kind) or pa.types.is_time32(kind):
-            return cast(array.view(pa.int32()), wanted, self._name, where, wanted)
-        return cast(array.view(pa.int64()), wanted, self._name, where, wanted)
 
     def _exact(self, array: Any, wanted: Any, where: Where) -> Any:
         """Times of one family in another type, without loss."""
