@@ -90,7 +90,8 @@ def test_backends_agree_in_values_and_gradients(seed: int, dtype: torch.dtype) -
     wanted = run(reference, lstm, values, options)
     _, tolerance = TOLERANCES[dtype]
     for create_graph in (False, True):
-        assert_alike(run(native, lstm, values, options, create_graph), wanted, 20 * tolerance)
+        # Twice, as terms of a gate's gradients cancel over all sequences and steps.
+        assert_alike(run(native, lstm, values, options, create_graph), wanted, 2 * tolerance)
 
 
 @BACKENDS

@@ -64,7 +64,7 @@ def exact_phases(times: Tensor, period: Tensor, shift: Tensor) -> Tensor:
 
 
 def native_phases(times: Tensor, period: Tensor, shift: Tensor) -> Tensor:
-    """Those of events of units that are always open, sequences of own times with a NaN-free copy beside them."""
+    """Those of units that are always open: at times (L,), or at (N, L) in the order in which kernels visit them."""
     rows = times.dim() == 2
     batch, steps, units = (times.shape[0] if rows else 1), times.shape[-1], len(period)
     weights = torch.zeros(4 * units, 1, dtype=torch.float64), torch.zeros(4 * units, units, dtype=torch.float64)
